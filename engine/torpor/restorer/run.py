@@ -12,18 +12,19 @@ import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from torpor import procfs
-from torpor.dump.checkpoint import checkpoint
-from torpor.dump.series import Series
 from torpor.errors import NotFound, Refused, TorporError
 from torpor.restorer import capsule
 from torpor.restorer.capsule import Namespaces, Setting
 from torpor.restorer.job import Job
-from torpor.store import SnapshotInfo, Store
 from torpor.util import inherited
 from torpor.util.inherited import Signals
 from torpor.util.workers import NO_THREAD, Thread
+
+if TYPE_CHECKING:
+    from torpor.store import SnapshotInfo, Store
 
 LONGEST = 366 * 86400
 """The most seconds between two saves: longer than any job, and less than the longest wait of a thread."""
@@ -119,19 +120,13 @@ def run(
         ValueError: `every` or `keep` is out of range; nothing was started.
         NotPermitted, StoreError: nothing can be saved in that store; nothing was started.
     """
-    if every is not None:
-        if not 0 < every <= LONGEST:
-            raise ValueError(f"every is {every}: it is a number of seconds, more than 0 and at most {LONGEST}")
-        if not isinstance(store, Store):
-            store = Store(store)
-            store.create()
+    home = None if every is None else _home(store, every)
     if keep is not None and keep < 1:
         raise ValueError(f"keep is {keep}: it is a number of snapshots, 1 or more")
     job = start(command, signals=Job.hold_signals(), foreground=True)
-    if every is None:
+    if every is None or home is None:
         return job.foreground()
-    assert isinstance(store, Store)
-    own = _Kept(store, keep)
+    own = _Kept(home, keep)
     ended = threading.Event()
     # Saves run, and trace, in another thread; this one waits and handles signals.
     trouble: list[TorporError] = []
@@ -162,6 +157,18 @@ def run(
             failed(trouble[0])
 
 
+def _home(store: Store | str | os.PathLike[str] | None, every: float) -> Store:
+    from torpor.store import Store  # noqa: PLC0415  a command that is not saved needs none
+
+    if not 0 < every <= LONGEST:
+        raise ValueError(f"every is {every}: it is a number of seconds, more than 0 and at most {LONGEST}")
+    if isinstance(store, Store):
+        return store
+    home = Store(store)
+    home.create()
+    return home
+
+
 class _Kept:
     """The snapshots that a run has taken, of which the newest few are kept."""
 
@@ -190,6 +197,10 @@ def _save(
     saved: Callable[[SnapshotInfo], None] | None,
     failed: Callable[[TorporError], None] | None,
 ) -> None:
+    # Only here: the command is started before, and needs none of this if it is not saved.
+    from torpor.dump.checkpoint import checkpoint  # noqa: PLC0415
+    from torpor.dump.series import Series  # noqa: PLC0415
+
     with Series() as series:
         while not ended.wait(every):
             try:

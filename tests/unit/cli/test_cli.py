@@ -43,11 +43,19 @@ def test_every_command_helps(run: Torpor, command: str) -> None:
     assert out.startswith(f"Usage: torpor {command}")
 
 
-def test_help_loads_nothing_that_it_does_not_need() -> None:
-    program = "import sys; sys.argv = ['torpor', '--help']; from torpor.cli import main\n"
-    program += "try: main()\nfinally: print(*sys.modules, file=sys.stderr)"
-    loaded = subprocess.run([BIN / "python", "-c", program], capture_output=True, text=True, check=True).stderr.split()
-    assert "click" in loaded
+def loaded_by(program: str) -> set[str]:
+    """The modules that a program has loaded when it ends."""
+    code = f"import sys\ntry:\n    {program}\nfinally: print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([BIN / "python", "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stderr.split())
+
+
+def command(*argv: str) -> str:
+    """A program that is this command."""
+    return f"sys.argv = {['torpor', *argv]}; from torpor.cli import main; main()"
+
+
+def test_help_and_a_run_without_saves_load_nothing_that_they_do_not_need() -> None:
     # The engine, and what is slow to load.
     slow = {
         "torpor.dump.checkpoint",
@@ -56,10 +64,19 @@ def test_help_loads_nothing_that_it_does_not_need() -> None:
         "rich",
         "google.protobuf",
         "blake3",
-        "cffi",
         "asyncio",
     }
-    assert not slow.intersection(loaded)
+    of_help, of_run = loaded_by(command("--help")), loaded_by(command("run", "true"))
+    assert "click" in of_help
+    assert not (slow | {"cffi"}).intersection(of_help)
+    assert "torpor.restorer.run" in of_run
+    assert not slow.intersection(of_run)
+
+
+def test_a_save_that_ends_nothing_loads_no_plan_of_a_restore() -> None:
+    loaded = loaded_by("import torpor; torpor.checkpoint")
+    assert "torpor.dump.checkpoint" in loaded
+    assert not {"torpor.restorer.plan", "tempfile", "difflib", "secrets"}.intersection(loaded)
 
 
 def test_version(run: Torpor) -> None:

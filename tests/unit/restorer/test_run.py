@@ -21,8 +21,8 @@ TOLD = """
 import _thread, sys
 from pathlib import Path
 from unittest import mock
-import torpor, torpor.restorer.run
-module = sys.modules["torpor.restorer.run"]
+import torpor, torpor.dump.checkpoint
+module = sys.modules["torpor.dump.checkpoint"]
 told = []
 def failed(error):
     told.append(str(error))
