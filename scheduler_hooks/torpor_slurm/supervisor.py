@@ -27,10 +27,12 @@ from torpor_slurm.controller import JobRecord, SlurmError
 from torpor_slurm.job_directory import Finished, JobDirectory, StoreMissing
 from torpor_slurm.messages import tell
 from torpor_slurm.preemption_cause import Cause, Finding, find_cause, is_running
+from torpor_slurm.rebinding import rebind
 from torpor_slurm.run_options import Options
 from torpor_slurm.saving import Saving
 from torpor_slurm.script_around import ScriptAround
 from torpor_slurm.sentinel import Sentinel
+from torpor_slurm.step import room
 from torpor_slurm.waking import wake
 
 PULSE = 5.0
@@ -162,6 +164,8 @@ class Supervisor:
             job = self._start()
         self.job = job
         lifeline.tie(job)
+        if word == "resumed":
+            rebind(job.tree_pid, self.directory.state.get("processors", []), room.size(self.allocation.variables))
         for words in (*self.here.notes, *(f"note: {warning}" for warning in job.warnings)):
             tell(words)
         took = time.monotonic() - began
@@ -173,6 +177,7 @@ class Supervisor:
             run=self.allocation.restarts,
             place=self.directory.place,
             phase="running",
+            processors=sorted(os.sched_getaffinity(0)),
             begin_seconds=took,
         )
         with Sentinel(self.allocation, self.directory.log) as sentinel:

@@ -98,6 +98,7 @@ class Ranks:
             "holds": bound.holds,
             "masks": None if bound.masks is None else [sorted(mask) for mask in bound.masks],
             "bound": bound.variables,
+            "shares": bound.shares,
         }
 
     def start(self, cpus: Sequence[int]) -> int:

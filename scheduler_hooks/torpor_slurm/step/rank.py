@@ -24,7 +24,7 @@ def main() -> None:
             flags = os.O_WRONLY | os.O_APPEND if stream else os.O_RDONLY
             stdio.append(os.open(f"/proc/{plan['srun']}/fd/{fd}", flags | os.O_CLOEXEC))
     masks = [frozenset(mask) for mask in plan["masks"]] if plan["masks"] else None
-    bound = Binding(plan["holds"], masks, plan["bound"])
+    bound = Binding(plan["holds"], masks, plan["bound"], plan["shares"])
     Task(number, plan["commands"][number], stdio).become({**os.environ, **plan["variables"]}, bound)
 
 

@@ -15,6 +15,8 @@ from torpor_slurm.step.files import file_name, is_one_per_task
 from torpor_slurm.step.options import Step
 from torpor_slurm.step.room import HOLDS
 
+BOUND = "TORPOR_STEP_BOUND"
+"""The environment variable of a task that names its share of the processors, if it is bound to it: as HOLDS does."""
 _ONLY_TO_WRITE = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
 
 
@@ -28,6 +30,8 @@ class Binding:
     """Those that each is bound to, by the kernel's numbers; None: none is bound."""
     variables: Mapping[str, str]
     """What Slurm says of that in the environment."""
+    shares: Sequence[Sequence[int]] = ()
+    """Those that each is bound to, counted within the allocation; none if --cpu-bind names the kernel's numbers."""
 
 
 def binding(step: Step, cpus: Sequence[int], allocated: int, allowed: Sequence[int]) -> Binding:
@@ -51,15 +55,15 @@ def binding(step: Step, cpus: Sequence[int], allocated: int, allowed: Sequence[i
     kind, _, first = rest[0].partition(":") if rest else ("", "", "")
     listed = [first, *rest[1:]] if first else []
     masks: list[frozenset[int]] | None = None
+    shares: list[Sequence[int]] = []
     if kind in ("map_cpu", "mask_cpu"):
         chosen = [frozenset([int(one, 0)]) if kind == "map_cpu" else _bits(int(one, 16)) for one in listed]
         masks = [chosen[task % len(chosen)] for task in range(step.tasks)] if chosen else None
     elif kind in ("none", "no"):
         listed = []
     elif len(allowed) == allocated and 0 < share < allocated:
-        masks = [
-            frozenset(allowed[cpu] for cpu in cpus[task * share : (task + 1) * share]) for task in range(step.tasks)
-        ]
+        shares = [cpus[task * share : (task + 1) * share] for task in range(step.tasks)]
+        masks = [frozenset(allowed[cpu] for cpu in one) for one in shares]
         if not kind:
             kind, listed = "mask_cpu", [hex(sum(1 << cpu for cpu in mask)) for mask in masks]
     variables = {}
@@ -71,7 +75,7 @@ def binding(step: Step, cpus: Sequence[int], allocated: int, allowed: Sequence[i
             "SLURM_CPU_BIND_TYPE": typed,
             "SLURM_CPU_BIND_VERBOSE": verbosity,
         }
-    return Binding(holds, masks, variables)
+    return Binding(holds, masks, variables, shares)
 
 
 def _bits(mask: int) -> frozenset[int]:
@@ -159,6 +163,8 @@ class Task:
             "SLURM_TASK_PID": str(os.getpid()),
             HOLDS: ",".join(map(str, bound.holds[self.number])),
         }
+        if bound.shares:
+            own[BOUND] = ",".join(map(str, bound.shares[self.number]))
         try:
             os.execvpe(self.command[0], list(self.command), own)
         except OSError as error:
