@@ -34,12 +34,10 @@ def test_which_are_assigned_in_turn() -> None:
 def test_a_pid_is_taken_while_its_process_or_its_group_is_there() -> None:
     """A group or session outlives its leader: nobody gets that PID."""
     assert pid_allocation.is_taken(os.getpid())
-    reader, writer = os.pipe()
-    leader = subprocess.Popen(["sh", "-c", "sleep 1000 & echo $!"], stdout=writer, stdin=reader, start_new_session=True)
-    os.close(writer)
-    with open(reader) as said:
-        follower = int(said.readline())
-    leader.wait()
+    command = ["sh", "-c", "sleep 1000 >/dev/null & echo $!"]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True) as leader:
+        assert leader.stdout
+        follower = int(leader.stdout.readline())
     try:
         assert not os.path.exists(f"/proc/{leader.pid}")
         assert pid_allocation.is_taken(leader.pid)
@@ -48,7 +46,7 @@ def test_a_pid_is_taken_while_its_process_or_its_group_is_there() -> None:
 
 
 def test_a_pid_that_nobody_has_is_free() -> None:
-    assert not pid_allocation.is_taken((1 << 22) - 1)
+    assert not pid_allocation.is_taken(1 << 22)
 
 
 def test_zombies_are_waited_for_only_while_they_may_still_go(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +60,8 @@ def test_zombies_are_waited_for_only_while_they_may_still_go(monkeypatch: pytest
             os.waitpid(child, 0)
 
     monkeypatch.setattr("torpor.remote.pid_allocation.time.sleep", reap)
-    pid_allocation.wait_for_zombies([child, os.getpid(), (1 << 22) - 1])
+    monkeypatch.setattr(pid_allocation, "_REAPED_SECONDS", 3600.0)
+    pid_allocation.wait_for_zombies([child, os.getpid(), 1 << 22])
     assert len(sleeps) == 3
     pid_allocation.wait_for_zombies([os.getpid()])
     assert len(sleeps) == 3, "who lives is not waited for"

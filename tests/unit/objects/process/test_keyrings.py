@@ -26,14 +26,10 @@ ALL = 0x3F3F0000
 HERE = Here(0, 0, "this boot")
 
 
-@pytest.fixture(autouse=True)
-def kernel_has_keys() -> None:
-    if try_syscall(NR.keyctl, 0, SESSION, 0) == -errno.ENOSYS:
-        pytest.skip("this kernel has no keys")
-
-
 def in_child(act: Callable[[], Any]) -> Any:
     """What `act` returns in a child, which has keyrings of its own."""
+    if try_syscall(NR.keyctl, 0, SESSION, 0) in (-errno.ENOSYS, -errno.EPERM):
+        pytest.skip("this kernel has no keys, or a container forbids them")
     reader, writer = os.pipe()
 
     def tell() -> None:
@@ -75,7 +71,7 @@ def test_keys_come_with_all_that_is_known_of_them() -> None:
         add(b"b", b"second")
         first = add(b"a;b\xff", bytes(range(256)))
         syscall(NR.keyctl, UPDATE_RIGHTS, first, 0x3F010000)
-        syscall(NR.keyctl, SET_TIMEOUT, first, 7200)
+        syscall(NR.keyctl, SET_TIMEOUT, first, 9000)
         return described(grabbed(ring)).SerializeToString()
 
     image = pb.Tree.FromString(in_child(body))
@@ -86,7 +82,7 @@ def test_keys_come_with_all_that_is_known_of_them() -> None:
         (b"b", b"second"),
     ]
     assert ring.keys[0].rights == 0x3F010000
-    assert ring.keys[0].seconds in (0, 7200, 7199, 60 * 119)
+    assert ring.keys[0].seconds in (0, 7200), "/proc/keys tells whole hours, if it may be read"
     assert not list(keyrings.validate_form(image))
 
 
