@@ -175,12 +175,15 @@ class Task:
 
     def start(self, variables: Mapping[str, str], bound: Binding) -> int:
         """Start it as a child; its PID."""
+        # What is handed on to it before it has its own signal actions waits until then.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         pid = os.fork()
         if pid == 0:
             try:
                 self.become(variables, bound)
             finally:
                 os._exit(1)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for fd in self.pipes:
             os.close(fd)
         return pid

@@ -17,7 +17,7 @@ from torpor_slurm import mpi_environment, srun_wrapper
 from torpor_slurm.step import room
 from torpor_slurm.step.files import file_name, is_one_per_task, several_programs, unknown_patterns
 from torpor_slurm.step.options import GRAMMAR, read, unsupported
-from torpor_slurm.step.tasks import binding
+from torpor_slurm.step.tasks import Binding, Task, binding
 
 
 @pytest.mark.parametrize(
@@ -220,6 +220,28 @@ def test_signals_reach_every_task(job: Job) -> None:
         step.send_signal(signal.SIGUSR1)
         assert step.communicate()[0] == "told\ntold\n"
     assert step.returncode == 4
+
+
+def test_a_signal_reaches_a_task_that_has_just_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It still has the actions of srun itself then, which would swallow it."""
+    come, go = os.pipe()
+
+    def late(self: Task, *_: object) -> None:
+        os.read(come, 1)
+        become(self, dict(os.environ), Binding([[]], None, {}))
+
+    become = Task.become
+    monkeypatch.setattr(Task, "become", late)
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    try:
+        pid = Task(0, ["true"], [0, 1, 2]).start({}, Binding([[]], None, {}))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    os.kill(pid, signal.SIGUSR1)
+    os.write(go, b"x")
+    assert os.waitpid(pid, 0)[1] == signal.SIGUSR1
+    os.close(come)
+    os.close(go)
 
 
 def test_what_tasks_leave_behind_goes_with_a_step_that_is_ended(job: Job) -> None:
