@@ -117,7 +117,9 @@ def anew(here: Beginning, allocation: Allocation, options: Options) -> None:
 
 
 def patiently(step: Callable[[], T], allocation: Allocation, base: str | os.PathLike[str]) -> T:
-    """Do what needs the store; in a later run of a job again and again, until it answers or STORE_PATIENCE is over.
+    """Do what needs the store, again and again, until it answers or STORE_PATIENCE is over.
+
+    In the first run of a job that is done only for an error that passes by itself.
 
     Raises:
         StoreMissing, StoreError: it does not; every OSError is one. And what `step` raises else.
@@ -127,10 +129,14 @@ def patiently(step: Callable[[], T], allocation: Allocation, base: str | os.Path
         try:
             with as_store_errors(os.fspath(base), "what earlier runs have left cannot be read"):
                 return step()
-        except (StoreMissing, StoreError):
-            if allocation.restarts == 0 or time.monotonic() > until:
+        except (StoreMissing, StoreError) as error:
+            if time.monotonic() > until or (allocation.restarts == 0 and not _passes(error)):
                 raise
         time.sleep(controller.RETRY)
+
+
+def _passes(error: StoreMissing | StoreError) -> bool:
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in _PASSING
 
 
 def put_back(job: str, error: StoreMissing | StoreError) -> None:
@@ -141,7 +147,7 @@ def put_back(job: str, error: StoreMissing | StoreError) -> None:
     Raises:
         StoreMissing, StoreError: `error`, if Slurm does not requeue the job.
     """
-    passes = isinstance(error.__cause__, OSError) and error.__cause__.errno in _PASSING
+    passes = _passes(error)
     try:
         controller.requeue(job, hold=not passes)
     except SlurmError as refusal:

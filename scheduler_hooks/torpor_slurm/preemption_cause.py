@@ -36,6 +36,29 @@ class Cause(Enum):
 
 
 @dataclass(frozen=True)
+class Reaction:
+    """What the supervisor does when a signal has this cause, and when the application ends in such a moment."""
+
+    leaves: bool
+    """The application is saved and ended. If not, it goes on, or ends in its own way: the signal is passed on to it."""
+    requeues: bool
+    """The job is requeued, also if its application has ended before it could be saved."""
+    may_finish: bool
+    """The application may have ended of its own accord, unless Slurm has signalled it."""
+
+
+REACTIONS = {
+    Cause.PREEMPTED: Reaction(leaves=True, requeues=True, may_finish=True),
+    Cause.REQUEUED: Reaction(leaves=True, requeues=False, may_finish=False),
+    Cause.REQUEUED_ITSELF: Reaction(leaves=False, requeues=False, may_finish=False),
+    Cause.TIME_LIMIT: Reaction(leaves=True, requeues=False, may_finish=True),  # --on-timeout=requeue: it is requeued
+    Cause.CANCELLED: Reaction(leaves=False, requeues=False, may_finish=True),
+    Cause.OTHER: Reaction(leaves=False, requeues=False, may_finish=True),
+}
+"""tests/unit/slurm/test_slurm_model.py tries every event in every state of a job."""
+
+
+@dataclass(frozen=True)
 class Finding:
     """A cause, and how long the job has (seconds since the epoch; None: not known)."""
 

@@ -30,6 +30,8 @@ class Saving:
         self.failures = Failures(directory)
         self.retry = FIRST_RETRY
         """Seconds from the next failed save to the one after it."""
+        self.succeeded = False
+        """Whether a save has, in this run."""
         self._printed: set[str] = set()
         """The notices of snapshots that the user has been told: each is told once."""
 
@@ -57,6 +59,7 @@ class Saving:
             # Of one that has ended meanwhile, or is about to, anything may be said.
             self.failures.tell("not saved", error, silent=processes.is_ending(pid))
             return False
+        self.succeeded = True
         self.failures.over()
         self.retry = FIRST_RETRY
         took = time.monotonic() - began

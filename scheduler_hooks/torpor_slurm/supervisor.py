@@ -26,7 +26,7 @@ from torpor_slurm.beginning import Beginning, Script, patiently
 from torpor_slurm.controller import JobRecord, SlurmError
 from torpor_slurm.job_directory import Finished, JobDirectory, StoreMissing
 from torpor_slurm.messages import tell
-from torpor_slurm.preemption_cause import Cause, Finding, find_cause, is_running
+from torpor_slurm.preemption_cause import REACTIONS, Cause, Finding, find_cause, is_running
 from torpor_slurm.rebinding import rebind
 from torpor_slurm.run_options import Options
 from torpor_slurm.saving import Saving
@@ -40,7 +40,7 @@ PULSE = 5.0
 SHORT_PULSE = 0.2
 """The same while the sentinel is being started."""
 FIRST_ANSWER = 300.0
-"""Seconds that a run waits at its begin for an answer of the controller."""
+"""Seconds that a run waits for an answer of the controller, at its begin and when a warned application has ended."""
 LEFT_AT_TIME_LIMIT = 124
 """Exit code of a job that was saved at its time limit and not requeued: that of timeout(1)."""
 FENCED = 75
@@ -61,8 +61,6 @@ _HARMLESS = (
 )
 WARNINGS = HEARD - {*_HARMLESS}
 """Signals that end a program which does not catch them; Slurm may send any as a warning (--signal)."""
-_LEFT_TO_ITSELF = (Cause.OTHER, Cause.CANCELLED, Cause.REQUEUED_ITSELF)
-"""The causes for which the application is not saved and ended: it goes on, or ends in its own way."""
 
 
 def supervise(
@@ -131,7 +129,7 @@ class Supervisor:
         self.retry_at = 0.0
         """When saving, or asking for the cause, is tried again (time.monotonic())."""
         self.warned = False
-        """Whether SIGTERM has come. Slurm may have sent it to the application, too."""
+        """Whether SIGTERM has come, or any warning as it ended. Slurm may have sent it to the application, too."""
         self.handed: set[int] = set()
         """The signals of WARNINGS that were handed on."""
         self.next_save = float("inf")
@@ -313,7 +311,7 @@ class Supervisor:
             self.retry_at = time.monotonic() + controller.RETRY
             return None
         self.directory.log(f"{heard}: {answer.cause.value}")
-        if answer.cause in _LEFT_TO_ITSELF:
+        if not REACTIONS[answer.cause].leaves:
             self.urged, self.leaving = False, None
             if answer.cause is Cause.REQUEUED_ITSELF:
                 self.next_save = float("inf")
@@ -371,13 +369,12 @@ class Supervisor:
         self.gone = True
         self.job.wait()
         saved = time.monotonic() - began
-        timed_out = answer.cause is Cause.TIME_LIMIT
-        if answer.cause is Cause.PREEMPTED or (timed_out and self.options.on_timeout == "requeue"):
+        if self._requeues(answer.cause):
             another_run.request(self.directory, self.allocation.restarts, answer.deadline)
         took = time.monotonic() - began
         self.directory.log(f"left because of {answer.cause.value}: saved in {saved:.2f} s, gone after {took:.2f} s")
         self.directory.update_state(phase="left", cause=answer.cause.value, leave_seconds=took)
-        if timed_out and self.options.on_timeout == "stop":
+        if answer.cause is Cause.TIME_LIMIT and self.options.on_timeout == "stop":
             tell(f"saved at the time limit; `scontrol requeue {self.directory.job}` lets it go on")
             return LEFT_AT_TIME_LIMIT
         self.script.wait_for_its_end()
@@ -398,7 +395,7 @@ class Supervisor:
         except TorporError as error:
             self.directory.log(f"the time limit is near, and Slurm does not say whether it holds: {error}")
         answer = self._judge(warned=False)
-        return None if answer.cause in _LEFT_TO_ITSELF else answer
+        return answer if REACTIONS[answer.cause].leaves else None
 
     def _lead(self) -> float:
         """Seconds before its time limit at which the job is saved: twice what a save takes, at most half the limit."""
@@ -425,15 +422,18 @@ class Supervisor:
         """The application has ended: by itself, or because Slurm ended it before it was saved."""
         if self.directory.is_fenced(self.allocation.restarts):
             return self._abandon()  # what became of this copy says nothing of the job
+        while signal.sigtimedwait(WARNINGS, 0):  # what comes in the same moment may have ended it
+            self.warned = True
         # Of a warning that it did not catch, in answer to one, for want of memory, or by hand: not of its own accord.
         early = -code in self.handed or self.urged or code == -signal.SIGKILL
-        doubtful = early or code == -signal.SIGTERM or (code != 0 and bool(self.warned or self.leaving))
-        answer = self._find_cause(None)
+        warned = self.warned or self.leaving is not None
+        doubtful = early or code == -signal.SIGTERM or (code != 0 and warned)
+        answer = self._why_it_ended() if warned else self._find_cause(None)
         if answer is None:
-            slurms = doubtful
+            slurms = doubtful or warned
         else:  # without cgroups Slurm signals the application itself, and any exit code may be its answer
-            requeued = answer.cause in (Cause.REQUEUED, Cause.REQUEUED_ITSELF)
-            slurms = early or requeued or not is_running(self.record) or (doubtful and answer.cause is not Cause.OTHER)
+            ending = not is_running(self.record) or not REACTIONS[answer.cause].may_finish
+            slurms = early or ending or (doubtful and answer.cause is not Cause.OTHER)
         if slurms:
             return self._ended_early(code, answer)
         self.directory.log(f"the application ended with {code}")
@@ -444,6 +444,13 @@ class Supervisor:
             tell(f"the application ended with {code}, but this cannot be recorded: {error}")
         return code
 
+    def _why_it_ended(self) -> Finding | None:
+        """Ask as long as at the begin: there is no hurry, since a job does not end while its controller is away."""
+        until = time.monotonic() + FIRST_ANSWER
+        while (answer := self._find_cause(None)) is None and time.monotonic() < until:
+            time.sleep(controller.RETRY)
+        return answer
+
     def _ended_early(self, code: int, answer: Finding | None) -> int:
         """Slurm, or the user by scancel, ended the application: the job is not finished."""
         cause = answer.cause.value if answer else "an unknown cause: Slurm did not answer"
@@ -451,11 +458,12 @@ class Supervisor:
         self.directory.update_state(phase="ended", cause=cause)
         if answer and answer.cause is Cause.REQUEUED_ITSELF:
             self._begin_anew()
-        elif answer and answer.cause is Cause.PREEMPTED:
+        elif answer and self._requeues(answer.cause) and (answer.cause is Cause.PREEMPTED or self.saving.succeeded):
+            # At a time limit only if the next run gets further: it would come here for ever.
             another_run.request(self.directory, self.allocation.restarts, answer.deadline)
             self.script.wait_for_its_end()
         elif answer and answer.cause is Cause.REQUEUED:
-            if code >= 0:
+            if code >= 0 and not self.urged:
                 self._note(self.directory.own_end)
             self.script.wait_for_its_end()
         elif answer and answer.cause is Cause.OTHER:
@@ -467,6 +475,9 @@ class Supervisor:
             what(self.allocation.restarts, *arguments)
         except TorporError as error:
             self.directory.log(f"the end of the application is not noted: {error}")
+
+    def _requeues(self, cause: Cause) -> bool:
+        return REACTIONS[cause].requeues or (cause is Cause.TIME_LIMIT and self.options.on_timeout == "requeue")
 
     def _begin_anew(self) -> None:
         """Have the next run start the application, which has requeued its job and ended as it does then."""

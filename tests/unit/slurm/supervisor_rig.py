@@ -130,6 +130,7 @@ class Rig:
         monkeypatch.setattr(supervisor, "SHORT_PULSE", 0.01)
         monkeypatch.setattr(saving, "FIRST_RETRY", 0.05)
         monkeypatch.setattr(controller, "RETRY", 0.05)
+        monkeypatch.setattr(supervisor, "FIRST_ANSWER", 0.2)
         monkeypatch.setattr(processes, "dies_of", lambda pid, number: number not in self.app.catches)
         monkeypatch.setattr(torpor, "checkpoint", self._checkpoint)
         monkeypatch.setattr(controller, "job_record", self._job_record)

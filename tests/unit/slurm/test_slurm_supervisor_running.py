@@ -134,6 +134,35 @@ def test_what_ends_while_nobody_says_why_is_not_finished(rig: Rig) -> None:
     assert rig.directory.finished is None
 
 
+@pytest.mark.parametrize(
+    ("saved", "choice", "requeued"), [(True, "requeue", ["12"]), (False, "requeue", []), (True, "stop", [])]
+)
+def test_what_a_time_limit_ends_is_requeued_if_it_gets_further(
+    rig: Rig, saved: bool, choice: Any, requeued: list[str]
+) -> None:
+    """Without cgroups Slurm signals it itself, and it ends before the supervisor has heard anything."""
+    rig.supervise(Options(on_timeout=choice))
+    rig.say(reason="TimeLimit", state="COMPLETING")
+    rig.tried.saving.succeeded = saved
+    rig.app.code = -signal.SIGTERM
+    assert rig.watch() == -signal.SIGTERM
+    assert (rig.requeued, rig.directory.finished) == (requeued, None)
+
+
+@pytest.mark.parametrize(
+    ("code", "urged", "own"), [(0, False, True), (3, False, True), (3, True, False), (-15, False, False)]
+)
+def test_what_ends_when_it_is_requeued_keeps_its_output_if_it_was_not_told_to(
+    rig: Rig, code: int, urged: bool, own: bool
+) -> None:
+    rig.say(restarts=1)
+    rig.app.code, rig.tried.urged = code, urged
+    assert rig.watch() == code
+    again = JobDirectory(rig.directory.base, "12", "c")
+    again.begin(1, "n1", 2.0, ["true"])
+    assert (again.first_outputs(1) is None) == own
+
+
 def test_what_a_preemption_ends_unsaved_is_requeued(rig: Rig) -> None:
     rig.preempt()
     rig.app.code, rig.tried.leaving = 1, Finding(Cause.PREEMPTED, time.time() + 60)
@@ -147,6 +176,20 @@ def test_one_that_ends_well_at_the_end_of_a_grace_time_is_requeued(rig: Rig) -> 
     rig.app.code = 0
     assert rig.watch() == 0
     assert (rig.requeued, rig.directory.finished) == (["12"], None)
+
+
+@pytest.mark.parametrize("code", [0, 3])
+@pytest.mark.parametrize("answers", [False, True])
+def test_what_ends_as_a_warning_comes_is_not_finished_while_nobody_says_why(rig: Rig, code: int, answers: bool) -> None:
+    """Without cgroups it is signalled itself, and ends before the supervisor has looked."""
+    rig.app.code = code
+    rig.warn()
+    rig.preempt(0)
+    rig.say(state="COMPLETING")
+    rig.late = [None] * 2
+    rig.silent = not answers
+    assert rig.watch() == code
+    assert (rig.directory.finished, rig.requeued) == (None, ["12"] if answers else [])
 
 
 @pytest.mark.parametrize("code", [0, 7])
