@@ -40,6 +40,8 @@ class Sentinel:
         self._trouble = trouble
         self._printed = ""
         self._srun: subprocess.Popen[bytes] | None = None
+        self.signal: int | None = None
+        """The signal that ended the last step, if one did."""
         self._listens = False
         self._start_at = 0.0
         """When it was last started, or is to be started again (time.monotonic())."""
@@ -83,8 +85,9 @@ class Sentinel:
             if not self._allocation.in_step and time.monotonic() >= self._start_at:
                 self._start()
             return False
-        if self._srun.poll() is None:
+        if (code := self._srun.poll()) is None:
             return False
+        self.signal = code - 128 if code > 128 else None  # srun(1)
         assert self._srun.stdout
         self._start_at = time.monotonic() + (SOON if self._listens or self._speaks(self._srun) else AGAIN)
         self._srun.stdout.close()

@@ -32,7 +32,7 @@ from torpor_slurm.run_options import Options
 from torpor_slurm.saving import Saving
 from torpor_slurm.script_around import ScriptAround
 from torpor_slurm.sentinel import Sentinel
-from torpor_slurm.step import room
+from torpor_slurm.step import kin, room
 from torpor_slurm.waking import wake
 
 PULSE = 5.0
@@ -259,7 +259,7 @@ class Supervisor:
         elif sentinel.listens():
             return self._warned_before()
         elif sentinel.ended():
-            return self._warned(None)
+            return self._step_ended(sentinel.signal)
         elif answer := self._end_is_near():
             return self._leave(answer)
         elif self.leaving is not None and time.monotonic() >= self.retry_at:
@@ -320,6 +320,26 @@ class Supervisor:
                 self._hand_on(number, urge=answer.cause is not Cause.OTHER)
             return None
         return self._leave(answer, number)
+
+    def _step_ended(self, number: int | None) -> int | None:
+        """Find out why; as `_warned`.
+
+        If Slurm has no reason, the signal was for the steps: plain Slurm would have sent it to what srun has started.
+        """
+        left = self._warned(None)
+        if (
+            left is None
+            and number in WARNINGS
+            and not self.unexplained
+            and self._judge(warned=False).cause is Cause.OTHER
+        ):
+            tasks = kin.tasks({ENV_FILE: str(self.directory.environment_file)})
+            if any(processes.dies_of(pid, number) for pid in tasks):
+                self._save("run")
+            kin.send_signal(tasks, number)
+            self.handed.add(number)
+            self.directory.log(f"handed {_name_of(number)} on to {len(tasks)} tasks of steps")
+        return left
 
     def _ask_again(self) -> int | None:
         """Ask for the causes of the warnings that are not explained yet; as `_warned`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from pprint import pformat
 
@@ -146,3 +147,37 @@ def test_ranks_of_mpi_are_kept(work: Submitted, compiler: str, launcher: str) ->
     assert sums == {expected.splitlines()[-1].partition(": ")[2].partition(",")[0]}
     assert [lines[-1].partition(":")[0] for lines in told] == [f"rank {rank} of 2" for rank in range(2)]
     assert [lines[-1].rpartition(" ")[2] for lines in told] == ["0", "1"]
+
+
+def sentinels(work: Submitted) -> set[int]:
+    """The processes of the step that hears what is for steps."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (process / "environ").read_bytes().split(b"\0")
+            if (
+                process / "cmdline"
+            ).read_bytes() == b"sleep\0infinity\0" and f"SLURM_JOB_ID={work.number}".encode() in words:
+                found.add(int(process.name))
+    return found
+
+
+def test_a_signal_for_the_steps_reaches_what_srun_has_started(work: Submitted) -> None:
+    """And again: what hears it for them is back at once."""
+    path = work.folder / "hears.sh"
+    hears = 'trap "echo heard" USR1; echo up; until [ -e finish ]; do sleep 0.1; done'
+    path.write_text(f"#!/bin/sh\n#SBATCH -n2\ncd {work.folder}\nsrun -n2 sh -c '{hears}'\n")
+    work.number = work.cluster.submit(work.user, *below(work), "-o", work.folder / "out", path)
+    work.cluster.wait_for(lambda: work.out.count("up") == 2, "two tasks", more=work.told)
+    before: set[int] = set()
+
+    def signals(count: int) -> None:
+        work.cluster.wait_for(lambda: bool(sentinels(work) - before), "a sentinel", more=work.told)
+        before.update(sentinels(work))
+        work.user.run(["scancel", "--signal=USR1", work.number], env=work.cluster.env, check=True)
+        work.cluster.wait_for(lambda: work.out.count("heard") == count, "all that hear", more=work.told)
+
+    signals(2)
+    signals(4)
+    work.finish()
+    assert work.wait_code() == "0:0", work.told()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,6 +23,27 @@ def environments(job: Mapping[str, str]) -> Iterator[tuple[int, list[bytes]]]:
                 words = Path(entry, "environ").read_bytes().split(b"\0")
                 if own in words:
                     yield int(entry.name), words
+
+
+def tasks(job: Mapping[str, str]) -> list[int]:
+    """The PIDs of the tasks of all steps of a job; arguments as of `environments`."""
+    return [pid for pid, words in environments(job) if task_variable(_innermost(pid)) in words]
+
+
+def send_signal(pids: Iterable[int], number: int) -> None:
+    """Send a signal to tasks; one that has ended needs none."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def _innermost(pid: int) -> int:
+    """A process's PID as it knows it: in a capsule, that of its PID namespace."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines():
+            if line.startswith("NSpid:"):
+                return int(line.split()[-1])
+    return pid
 
 
 def task_variable(pid: int) -> bytes:

@@ -102,6 +102,7 @@ class Sentinel:
         self.world = world
         self.there_at = world.now + LISTEN
         self.told = self.terminated = False
+        self.signal = None
 
     def __enter__(self) -> Sentinel:
         self.world.sentinel = self

@@ -78,6 +78,7 @@ class Listener:
     def __init__(self) -> None:
         self.starting = True
         self.news: list[str] = []
+        self.signal: int | None = None
 
     def _take(self, what: str) -> bool:
         if self.news and self.news[0] == what:

@@ -45,7 +45,14 @@ def test_one_that_a_signal_ended_is_soon_back(tmp_path: Path, monkeypatch: pytes
             assert step._srun is not None
             step._srun.send_signal(signal.SIGTERM)
             until(step.ended)
+            assert step.signal is None, "that was srun itself"
             assert not step.ended()  # it starts the next one
+
+
+def test_the_signal_that_ended_it_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with made(tmp_path, monkeypatch, f"echo; exit {128 + signal.SIGUSR1}") as step:
+        until(step.ended)
+        assert step.signal == signal.SIGUSR1
 
 
 def test_one_that_ends_before_anybody_saw_it_listen_is_soon_back(

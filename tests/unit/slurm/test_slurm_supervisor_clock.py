@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from tests.unit.slurm.supervisor_rig import Rig
 from torpor import processes
 from torpor.errors import CheckpointFailed
 from torpor_slurm import supervisor
+from torpor_slurm.step import kin
 from torpor_slurm.supervisor import LEFT_AT_TIME_LIMIT
 
 
@@ -28,6 +30,28 @@ def test_a_sentinel_that_listens_or_ends_without_a_cause_changes_nothing(rig: Ri
     rig.app.end_after = 6
     assert rig.watch() == 0
     assert (rig.saves, rig.app.heard, rig.sentinel.news) == ([], [], [])
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.parametrize("catches", [False, True])
+def test_a_signal_for_the_steps_is_handed_on_to_their_tasks(rig: Rig, number: signal.Signals, catches: bool) -> None:
+    """`scancel --signal=USR1`: only steps hear it, and of those Slurm knows but the sentinel."""
+    sent: list[tuple[list[int], int]] = []
+    rig.monkeypatch.setattr(kin, "tasks", lambda job: [7, 8] if job["TORPOR_ENV_FILE"].endswith("c-12/env") else [])
+    rig.monkeypatch.setattr(kin, "send_signal", lambda pids, number: sent.append((pids, number)))
+    rig.app.catches = {number} if catches else set()
+    rig.sentinel.news, rig.sentinel.signal = ["ended"], number
+    rig.app.end_after = 3
+    assert rig.watch() == 0
+    assert (sent, rig.saves, rig.app.heard) == ([([7, 8], number)], [] if catches else ["run"], [])
+
+
+def test_what_warned_of_a_preemption_is_not_for_the_tasks(rig: Rig) -> None:
+    rig.monkeypatch.setattr(kin, "tasks", lambda _: pytest.fail("nobody is to be signalled"))
+    rig.preempt()
+    rig.sentinel.news, rig.sentinel.signal = ["ended"], signal.SIGTERM
+    assert rig.watch() == 0
+    assert rig.saves == ["kill"]
 
 
 def test_a_time_limit_that_is_near_is_nothing_that_came_too_early(rig: Rig) -> None:
