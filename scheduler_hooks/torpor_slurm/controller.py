@@ -92,9 +92,11 @@ def fields_of(text: str) -> dict[str, str]:
 
 
 def moment(text: str) -> float | None:
-    """A time as scontrol writes it, in this host's time zone (SLURM_TIME_FORMAT=standard)."""
+    """A time as scontrol writes it: in seconds, or in this host's time zone, in which an hour may come twice."""
     if text in ("Unknown", "None", "N/A", ""):
         return None
+    if text.isdecimal():
+        return float(text)
     return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
 
 
@@ -106,7 +108,7 @@ def call(command: Sequence[str], *, environment: Mapping[str, str] | None = None
         SlurmError: it failed, with what it wrote to standard error; or it took longer than `patience` (else PATIENCE).
     """
     patience = PATIENCE if patience is None else patience
-    environment = {**(os.environ if environment is None else environment), "SLURM_TIME_FORMAT": "standard"}
+    environment = {**(os.environ if environment is None else environment), "SLURM_TIME_FORMAT": "%s"}
     try:
         done = subprocess.run(
             command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=patience, check=False
@@ -148,7 +150,7 @@ def states(jobs: Sequence[str]) -> dict[str, str]:
         if "Invalid job id" in str(error):  # said when it knows none of them
             return {}
         raise
-    return dict(line.split() for line in listing.splitlines() if line.strip())
+    return {words[0]: words[1] for words in map(str.split, listing.splitlines()) if len(words) == 2}
 
 
 def requeue(job: str, *, hold: bool = False) -> None:

@@ -147,6 +147,8 @@ def submit(submission: Submission, run: Sequence[str]) -> tuple[str, int]:
             done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False)
         except FileNotFoundError:
             raise NotFound("there is no sbatch here", advice="is this a host of a Slurm cluster?") from None
+        except OSError as error:
+            raise SlurmError(f"sbatch cannot be started: {error.strerror}", advice="see its rights") from None
     if done.returncode and not done.stdout:
         raise SlurmError(f"sbatch failed with exit code {done.returncode}", advice="see its message above")
     return done.stdout, done.returncode

@@ -262,6 +262,15 @@ def test_run_of_a_file_that_is_no_program(as_user: User) -> None:
     assert done.stderr.startswith("torpor: './script.py' may not be executed; `chmod +x` it")
 
 
+def test_run_of_a_script_whose_interpreter_is_missing(as_user: User) -> None:
+    script = as_user.tmp / "script.py"
+    script.write_text("#! /nonesuch/python -u\nprint()\n")
+    script.chmod(0o755)
+    done = as_user.run([BIN / "torpor", "run", "--", "./script.py"])
+    assert done.returncode == 11
+    assert "there is no '/nonesuch/python', which './script.py' names as its interpreter" in done.stderr
+
+
 def test_a_checkpoint_of_those_that_it_runs_below(as_user: User) -> None:
     done = as_user.run(["sh", "-c", f"{BIN}/torpor checkpoint $$; echo $?"])
     assert done.stdout == "10\n"

@@ -88,7 +88,22 @@ def _found(program: str, path: str | None) -> str:
                 advice=f"`chmod +x` it, or give its interpreter, as in `python3 {program}`",
             )
         raise NotFound(f"there is no program {program!r}", advice="give its path, or see $PATH")
+    if (interpreter := _interpreter(found)) and not os.path.exists(interpreter):
+        raise NotFound(
+            f"there is no {interpreter!r}, which {program!r} names as its interpreter", advice="correct its first line"
+        )
     return found
+
+
+def _interpreter(path: str) -> str | None:
+    """What a script begins with after its "#!", without an argument (load_script() of the kernel)."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(256)
+    except OSError:  # it may be executed all the same
+        return None
+    words = head[2:].split(b"\n")[0].replace(b"\t", b" ").split(b" ") if head.startswith(b"#!") else []
+    return next((os.fsdecode(word) for word in words if word), None)
 
 
 def run(

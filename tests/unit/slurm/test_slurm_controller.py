@@ -56,6 +56,18 @@ def test_the_states_of_many_jobs_are_asked_for_at_once(tmp_path: Path, monkeypat
     assert controller.states(["1", "2"]) == {"1": "RUNNING"}
     assert controller.states(["2"]) == {}
     assert controller.states([]) == {}
+    squeue.write_text("#!/bin/sh\necho 1 RUNNING; echo; echo nonsense; echo 2 a b\n")
+    assert controller.states(["1", "2"]) == {"1": "RUNNING"}
+
+
+def test_an_hour_that_comes_twice_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when summer time ends: scontrol is asked for seconds."""
+    line = LINE.replace("EndTime=2026-11-23T06:44:26", "EndTime=$(date -d @1793493000 +$SLURM_TIME_FORMAT)")
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\necho "{line}"\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert controller.job_record("1").end == 1793493000.0
 
 
 def test_an_empty_value_takes_nothing_from_the_next_key() -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torpor.cli.sbatch import command
 from torpor.errors import NotFound, Refused
 from torpor_slurm import submit
+from torpor_slurm.controller import SlurmError
 
 
 @pytest.fixture
@@ -103,6 +104,19 @@ def test_a_line_that_cannot_be_read_is_named(job_script: Path) -> None:
     job_script.write_text("#!/bin/sh\n#SBATCH --comment=it's\n")
     with pytest.raises(Refused, match="#SBATCH --comment=it's: No closing quotation"):
         submit.parse([str(job_script)])
+
+
+def test_an_sbatch_that_cannot_be_started_is_told_in_words(
+    job_script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/sbatch").touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    with pytest.raises(SlurmError, match="sbatch cannot be started: Exec format error"):
+        submit.submit(submit.parse([str(job_script)]), ["torpor", "run"])
+    (tmp_path / "bin/sbatch").unlink()
+    with pytest.raises(NotFound, match="there is no sbatch here"):
+        submit.submit(submit.parse([str(job_script)]), ["torpor", "run"])
 
 
 def test_there_must_be_one_script(tmp_path: Path) -> None:
