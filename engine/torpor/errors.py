@@ -148,6 +148,7 @@ _ADVICE = {
     errno.EMFILE: "it needs more descriptors: raise the limit (ulimit -n)",
     errno.ENFILE: "the host has no more open files to give: see fs.file-max, or end something",
     errno.ENOMEM: "there is no memory left: end something, or raise the limit (ulimit -v, memory.max)",
+    errno.EROFS: "mount it so that it can be written; a sandbox needs a /proc of its own, as by `bwrap --proc /proc`",
     errno.EAGAIN: "the limit of processes may be reached (ulimit -u, pids.max)",
 }
 

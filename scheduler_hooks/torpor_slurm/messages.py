@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
 
@@ -12,6 +13,14 @@ from torpor_slurm.job_directory import JobDirectory
 def tell(words: str) -> None:
     """Print a line for the user."""
     print(f"torpor: {words}", file=sys.stderr, flush=True)
+
+
+def name_of(number: int) -> str:
+    """The name of a signal."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal has none
+        return f"signal {number}"
 
 
 class Failures:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 from torpor_slurm.allocation import Allocation
 
+LONGEST = 10.0
+"""Seconds that Slurm has to end the script. One with a trap for SIGTERM runs that when `torpor run` has ended."""
 _LOOK = 0.1
 """Seconds between two looks."""
 
@@ -26,11 +29,12 @@ class ScriptAround:
         self._waits = allocation.in_step or _name(self._parent) != "slurmstepd"
 
     def wait_for_its_end(self) -> None:
-        """Return when Slurm ends this process or the script; at once if the script has no more lines.
+        """Return when Slurm ends this process or the script, at the latest after LONGEST; at once if there is none.
 
         The caller blocks SIGTERM.
         """
-        while self._waits and os.getppid() == self._parent:
+        until = time.monotonic() + LONGEST
+        while self._waits and os.getppid() == self._parent and time.monotonic() < until:
             if signal.sigtimedwait({signal.SIGTERM}, _LOOK):
                 return
 

@@ -25,7 +25,7 @@ from torpor_slurm.allocation import ENV_FILE, Allocation
 from torpor_slurm.beginning import Beginning, Script, patiently
 from torpor_slurm.controller import JobRecord, SlurmError
 from torpor_slurm.job_directory import Finished, JobDirectory, StoreMissing
-from torpor_slurm.messages import tell
+from torpor_slurm.messages import name_of, tell
 from torpor_slurm.preemption_cause import REACTIONS, Cause, Finding, find_cause, is_running
 from torpor_slurm.rebinding import rebind
 from torpor_slurm.run_options import Options
@@ -88,13 +88,6 @@ def supervise(
         return Supervisor(command, allocation, directory, options, given, embedded).run()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, given.blocked)
-
-
-def _name_of(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # a real-time signal has none
-        return f"signal {number}"
 
 
 class Supervisor:
@@ -297,7 +290,7 @@ class Supervisor:
 
     def _deal_with(self, number: int | None, *, before: bool) -> int | None:
         self.warned = self.warned or number == signal.SIGTERM
-        heard = f"heard {_name_of(number)}" if number else "the sentinel heard the start of a grace time"
+        heard = f"heard {name_of(number)}" if number else "the sentinel heard the start of a grace time"
         answer = self._find_cause(number) or self.leaving
         deadly = number is not None and processes.dies_of(self.job.tree_pid, number)
         late = before or answer is None
@@ -338,7 +331,7 @@ class Supervisor:
                 self._save("run")
             kin.send_signal(tasks, number)
             self.handed.add(number)
-            self.directory.log(f"handed {_name_of(number)} on to {len(tasks)} tasks of steps")
+            self.directory.log(f"handed {name_of(number)} on to {len(tasks)} tasks of steps")
         return left
 
     def _ask_again(self) -> int | None:

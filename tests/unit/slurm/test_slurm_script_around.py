@@ -25,6 +25,11 @@ def test_a_script_that_was_replaced_has_no_more_lines(monkeypatch: pytest.Monkey
     around().wait_for_its_end()
 
 
+def test_a_script_with_a_trap_is_let_go_on_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script_around, "LONGEST", 0.0)
+    around().wait_for_its_end()
+
+
 @pytest.mark.parametrize("in_step", [False, True])
 def test_slurms_signal_ends_the_wait(monkeypatch: pytest.MonkeyPatch, in_step: bool) -> None:
     if in_step:
