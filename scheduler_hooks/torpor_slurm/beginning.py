@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from torpor import Snapshot
-from torpor.errors import StoreError, TorporError
+from torpor.errors import NotFound, StoreError, TorporError
 from torpor.store import as_store_errors
 from torpor_slurm import controller, own_requeue, places, rollback, srun_wrapper
 from torpor_slurm.allocation import Allocation
@@ -23,6 +23,8 @@ from torpor_slurm.job_directory import Finished, JobDirectory, StoreMissing, see
 from torpor_slurm.messages import tell
 from torpor_slurm.run_options import Options
 
+FIRST_ANSWER = 300.0
+"""Seconds that a run waits for an answer of the controller, at its begin and when a warned application has ended."""
 STORE_PATIENCE = 60.0
 """Seconds that a later run waits for its store."""
 _PASSING = frozenset({
@@ -57,6 +59,25 @@ class Beginning:
     """What the user is told once the application runs: a wake cuts off the output what was written before that."""
     lost: bool = False
     """Whether earlier runs of the job have left nothing here."""
+
+
+def first_record(job: str, restarts: int) -> JobRecord:
+    """Ask for a job's record, several times: a controller may answer late while many jobs start at once.
+
+    Raises:
+        SlurmError: it does not answer.
+    """
+    until = time.monotonic() + FIRST_ANSWER
+    while True:
+        try:
+            return controller.job_record(job)
+        except SlurmError:
+            if time.monotonic() > until:
+                raise
+        except NotFound as error:
+            tell(f"{error}: a warning saves the job, but nobody requeues it, and its time limit is not known")
+            return JobRecord.unknown(restarts)
+        time.sleep(controller.RETRY)
 
 
 def begin(

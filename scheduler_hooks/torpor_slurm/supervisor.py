@@ -18,12 +18,12 @@ from functools import partial
 from typing import Literal
 
 from torpor import Job, processes, start
-from torpor.errors import NotFound, StoreError, TorporError
+from torpor.errors import StoreError, TorporError
 from torpor.processes import Signals, inherited_environment, inherited_signals
 from torpor_slurm import another_run, beginning, controller, lifeline, mpi_environment
 from torpor_slurm.allocation import ENV_FILE, Allocation
 from torpor_slurm.beginning import Beginning, Script, patiently
-from torpor_slurm.controller import JobRecord, SlurmError
+from torpor_slurm.controller import JobRecord
 from torpor_slurm.job_directory import Finished, JobDirectory, StoreMissing
 from torpor_slurm.messages import name_of, tell
 from torpor_slurm.preemption_cause import REACTIONS, Cause, Finding, find_cause, is_running
@@ -39,8 +39,6 @@ PULSE = 5.0
 """Seconds between two checks for a later run and for the time limit."""
 SHORT_PULSE = 0.2
 """The same while the sentinel is being started."""
-FIRST_ANSWER = 300.0
-"""Seconds that a run waits for an answer of the controller, at its begin and when a warned application has ended."""
 LEFT_AT_TIME_LIMIT = 124
 """Exit code of a job that was saved at its time limit and not requeued: that of timeout(1)."""
 FENCED = 75
@@ -137,7 +135,7 @@ class Supervisor:
     def run(self) -> int:
         """See `supervise`."""
         began = time.monotonic()
-        self.record = self._first_record()
+        self.record = beginning.first_record(self.directory.job, self.allocation.restarts)
         try:
             self._begin()
             if finished := self.here.finished:
@@ -201,20 +199,6 @@ class Supervisor:
 
     def _wake(self) -> Job | None:
         return wake(self.here, self.allocation, self.options, self.saving.series)
-
-    def _first_record(self) -> JobRecord:
-        """Ask for the job's record, several times: a controller may answer late while many jobs start at once."""
-        until = time.monotonic() + FIRST_ANSWER
-        while True:
-            try:
-                return controller.job_record(self.directory.job)
-            except SlurmError:
-                if time.monotonic() > until:
-                    raise
-            except NotFound as error:
-                tell(f"{error}: a warning saves the job, but nobody requeues it, and its time limit is not known")
-                return JobRecord.unknown(self.allocation.restarts)
-            time.sleep(controller.RETRY)
 
     def _watch(self, sentinel: Sentinel) -> int:
         """Wait for the application to end, or for a reason to save it and exit."""
@@ -459,7 +443,7 @@ class Supervisor:
 
     def _why_it_ended(self) -> Finding | None:
         """Ask as long as at the begin: there is no hurry, since a job does not end while its controller is away."""
-        until = time.monotonic() + FIRST_ANSWER
+        until = time.monotonic() + beginning.FIRST_ANSWER
         while (answer := self._find_cause(None)) is None and time.monotonic() < until:
             time.sleep(controller.RETRY)
         return answer

@@ -23,7 +23,7 @@ from tests.unit.slurm.slurm_job import LINE, environment
 from torpor import Stats, processes
 from torpor.image import Tree
 from torpor.store import SnapshotInfo
-from torpor_slurm import controller, saving, script_around, supervisor
+from torpor_slurm import beginning, controller, saving, script_around, supervisor
 from torpor_slurm.allocation import Allocation
 from torpor_slurm.controller import JobRecord, SlurmError
 from torpor_slurm.job_directory import JobDirectory
@@ -131,7 +131,7 @@ class Rig:
         monkeypatch.setattr(supervisor, "SHORT_PULSE", 0.01)
         monkeypatch.setattr(saving, "FIRST_RETRY", 0.05)
         monkeypatch.setattr(controller, "RETRY", 0.05)
-        monkeypatch.setattr(supervisor, "FIRST_ANSWER", 0.2)
+        monkeypatch.setattr(beginning, "FIRST_ANSWER", 0.2)
         monkeypatch.setattr(processes, "dies_of", lambda pid, number: number not in self.app.catches)
         monkeypatch.setattr(torpor, "checkpoint", self._checkpoint)
         monkeypatch.setattr(controller, "job_record", self._job_record)

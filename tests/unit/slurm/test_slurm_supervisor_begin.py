@@ -302,7 +302,7 @@ def test_a_controller_that_answers_late(begun: Begun) -> None:
 
 def test_a_controller_that_never_answers(begun: Begun) -> None:
     begun.rig.monkeypatch.setattr(controller, "RETRY", 0.01)
-    begun.rig.monkeypatch.setattr(supervisor, "FIRST_ANSWER", 0.05)
+    begun.rig.monkeypatch.setattr(beginning, "FIRST_ANSWER", 0.05)
     begun.rig.silent = True
     with pytest.raises(SlurmError, match="Unable to contact"):
         begun.run()

@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.slurm.slurm_job import LINE, environment
 from torpor.util.inherited import signals
-from torpor_slurm import another_run
+from torpor_slurm import another_run, beginning
 from torpor_slurm.allocation import Allocation
 from torpor_slurm.controller import SlurmError
 from torpor_slurm.job_directory import JobDirectory
@@ -36,7 +36,7 @@ SILENT_THRICE = "[ $(wc -l <asked) -gt 3 ] || { echo 'Unable to contact slurm co
 
 def test_a_run_begins_when_the_controller_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = supervisor(tmp_path, monkeypatch, f"{SILENT_THRICE}\necho '{LINE}'")
-    assert tried._first_record().name == "job.sh"
+    assert beginning.first_record(tried.directory.job, 0).name == "job.sh"
 
 
 def test_without_scontrol_a_run_begins_all_the_same(
@@ -45,7 +45,7 @@ def test_without_scontrol_a_run_begins_all_the_same(
     """As in a container: a warning saves the job."""
     tried = supervisor(tmp_path, monkeypatch, "")
     monkeypatch.setenv("PATH", "/nonesuch")
-    found = tried._first_record()
+    found = beginning.first_record(tried.directory.job, 0)
     assert (found.state, found.requeue, found.limited, found.end) == ("RUNNING", True, False, None)
     assert "its time limit is not known" in capfd.readouterr().err
 
