@@ -30,8 +30,8 @@ def test_every_option_for_a_job_is_one_of_the_supervisor() -> None:
         assert {one.name: one.to_info_dict() for one in command.params if one.name} == {
             name: mine[name] for name in named if name
         }
-    defaults = {one.name: one.default for one in command.params}
-    assert defaults == {name: getattr(Options(), name) for name in defaults if name}
+    defaults = command.make_context("command", []).params
+    assert defaults == {name: getattr(Options(), name) for name in defaults}
 
 
 def test_no_jobs_and_nothing_to_remove_are_answers(run: Torpor, monkeypatch: pytest.MonkeyPatch) -> None:

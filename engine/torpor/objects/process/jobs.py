@@ -22,7 +22,10 @@ How = Literal["run", "woken", "kernel", "slurm"]
 _CLOCK_SET: Final = 10**9
 """Nanoseconds by which the wall clock may have been set since: a beginning is told by the time since the boot."""
 WITH_VALUE: Final = frozenset(
-    ("--every", "--files", "--keep-last", "--on-refused", "--on-timeout", "--rollback-files", "--script", "--store")
+    [
+        *("--every", "--files", "--keep-last", "--mpi", "--on-refused", "--on-timeout", "--rollback-files"),
+        *("--script", "--store"),
+    ]
 )
 """Options of `torpor run` that the next word belongs to: the job's command begins with the first word of its own."""
 _PID: Final = re.compile(r"\(PID (\d+)\)", re.ASCII)
