@@ -219,7 +219,16 @@ def last_calls(space: pb.AddressSpace, written: Sequence[bool]) -> Iterator[Call
 
 
 def clear(scratch: range, kept: Iterable[Range]) -> Iterator[Call]:
-    """Unmap everything but the scratch mapping and `kept`."""
+    """Unmap everything but the scratch mapping and `kept`.
+
+    First it has no arguments and no environment any more: they lay on torpor-init's stack. If a process that is looked
+    at by ps(1) has its own stack less than a stack's limit above them, the kernel would let that grow down to where
+    they were (mm/memory.c, __access_remote_vm(), 6.5).
+    """
+    at = scratch.start
+    content = _MM_MAP.pack(at, at + PAGE, at, at, at + PAGE, at + PAGE, *[at] * 5, 0, 0, _NO_FILE)
+    arguments = (PR_SET_MM, PR_SET_MM_MAP, content, _MM_MAP.size, 0)
+    yield Call(NR.prctl, arguments, 0, "taking leave of torpor-init's arguments")
     for start, end in subtract([(0, TASK_SIZE)], union([(scratch.start, scratch.stop), *kept])):
         yield Call(NR.munmap, (start, end - start), 0, "unmapping what is not the process's own")
 

@@ -20,6 +20,8 @@ from torpor.image import image_pb2 as pb
 from torpor.objects.memory import address_space, vdso, vmas
 from torpor.objects.memory.address_space import Sources
 from torpor.objects.memory.shared_memory import is_memory
+from torpor.remote.children import forked
+from torpor.remote.sys import syscall
 from torpor.store import BlockTable
 
 PAGE = 4096
@@ -196,3 +198,26 @@ def test_limits_that_are_too_low_are_told_by_name(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(procfs, "read", lambda path: b"1\n")
     (reason,) = address_space.validate_limits("it", space)
     assert "2 mappings, and this host allows 1" in reason.why
+
+
+def test_before_it_gets_mappings_a_process_has_no_arguments_at_the_old_place() -> None:
+    """Who reads them (ps) would let a stack of the image grow down to there, where it comes to lie close above."""
+    first, *rest = address_space.clear(range(1 << 44, (1 << 44) + 4 * PAGE), [])
+    assert {call.nr for call in rest} == {NR.munmap}
+    ask, answer = os.pipe(), os.pipe()
+
+    def work() -> None:
+        number, *arguments = first.args
+        syscall(first.nr, number, *arguments)  # type: ignore[arg-type]
+        os.write(answer[1], b"done")
+        os.read(ask[0], 1)
+
+    pid = forked(work)
+    assert os.read(answer[0], 4) == b"done"
+    fields = procfs.parse_stat(procfs.read(f"/proc/{pid}/stat")).fields
+    assert [int(fields[number - 1]) for number in (48, 49, 50, 51)] == [1 << 44] * 4  # proc_pid_stat(5): arg_start...
+    assert procfs.read(f"/proc/{pid}/cmdline") == procfs.read(f"/proc/{pid}/environ") == b""
+    os.write(ask[1], b"x")
+    assert os.waitpid(pid, 0)[1] == 0
+    for fd in (*ask, *answer):
+        os.close(fd)
