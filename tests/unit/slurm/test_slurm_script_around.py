@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from dataclasses import replace
 
 import pytest
@@ -36,7 +37,7 @@ def test_slurms_signal_ends_the_wait(monkeypatch: pytest.MonkeyPatch, in_step: b
         monkeypatch.setattr(script_around, "_name", lambda _: "slurmstepd")
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)  # no other thread of the tests may take it
         around(in_step).wait_for_its_end()
         assert signal.SIGTERM not in signal.sigpending()
     finally:
