@@ -23,7 +23,7 @@ WORDS = {
     "held_back.py": ["it holds back what was written to it"],
     "in_flight.py": ["pidfd", "/status is on its way", "credentials", "nobody in the tree has that name"],
     "io_uring.c": ["io_uring", "idle"],
-    "leased.py": ["it has a lease (F_SETLEASE), and to read", "it has a lease (F_SETLEASE) and is mapped"],
+    "leased.py": ["it has a lease (F_SETLEASE), which reading it", "it has a lease (F_SETLEASE) and is mapped"],
     "message_queue.c": ["1 messages lie in the POSIX message queue", "notifies process"],
     "namespace.c": ["namespace"],
     "namespace_file.py": ["a net namespace of this host"],

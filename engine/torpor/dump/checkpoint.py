@@ -104,10 +104,11 @@ def checkpoint(
             not be woken here, and runs on.
         CheckpointFailed: something failed later; the tree runs on as before.
         NotFound, NotPermitted: the process does not exist, or this user may not trace it.
-        StoreError: the snapshot cannot be written to the store; a directory that has other files is none.
+        StoreError: the snapshot cannot be written to the store, or the directory has other files and is no store.
         SettingError: a configuration file is wrong.
-        ValueError: `then`, `outside` or `tcp` is none of the words that it may be.
-        KeyboardInterrupt: by Ctrl-C, and the tree runs on; if the snapshot was published first, it is the argument.
+        ValueError: `then`, `outside` or `tcp` has a value that it does not accept.
+        KeyboardInterrupt: somebody pressed Ctrl-C; the tree runs on. If the snapshot had been published by then, it is
+            the argument of the exception.
     """
     for argument, value, words in (("then", then, Then), ("outside", outside, Outside), ("tcp", tcp, Tcp)):
         choices.check(argument, value, words)
@@ -122,7 +123,7 @@ def checkpoint(
             raise Refused(f"process {pid} was not saved", [Reason("the checkpoint", why, "use --then kill as well")])
     what = f"process {pid} could not be saved"
     reset_outside = outside == "reset"
-    small_files.limit()  # before the freeze: a file on disk may say it
+    small_files.limit()  # before the freeze, because it may read a configuration file
     with denied.explained(what), failing(CheckpointFailed, what):
         if then != "run":
             from torpor.dump import proof  # noqa: PLC0415  it needs the restorer, other saves do not
@@ -171,14 +172,14 @@ def checkpoint(
 
 
 def _settled(root: int, writer: SnapshotWriter, how: _How, tell: Progress) -> SnapshotInfo:
-    """Save the tree at a moment, and in a way, that suits what it turns out to be."""
+    """Save the tree. Wait for transactions to end, but not for long; keep the tree frozen if it cannot be forked."""
     while True:
         try:
             return patiently(root, partial(_take, root, writer, how, tell))
         except InTransaction:
             how = replace(how, amid=True)
         except (HiddenFromFork, SnapshotLost) as error:
-            # Unforkable memory came after the preflight (or an earlier checkpoint), or there is too little.
+            # The tree has got unforkable memory since the preflight (or an earlier checkpoint), or memory is short.
             if how.still:
                 raise
             how = replace(how, still=str(error))
@@ -215,7 +216,7 @@ class _How:
     hold: float = HOLDS[0]
     """See `Frozen`."""
     amid: bool = False
-    """Whether it is saved in the middle of a database's transaction, too."""
+    """Whether to save the tree even in the middle of a database transaction."""
 
 
 def _unhindered(root: int, act: Callable[[float], T]) -> T:
@@ -301,7 +302,7 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
 
 
 def _of_outsiders(found: list[outsiders.Shared], taken: TreeDump, then: Then) -> None:
-    """Say what the tree shares with others; refuse to kill it if these would stand in the way of a wake."""
+    """Add notices about what outside processes share with the tree. Do not kill it if they would prevent its wake."""
     if then == "kill" and (reasons := outsiders.reasons(found)):
         raise Refused("the tree was not killed, because it could not be woken here", reasons)
     taken.notices += [*outsiders.notices(found), *outsiders.unread_input(taken.descriptors)]
@@ -351,7 +352,7 @@ def preflight(
         seen = tree.walk(pid)
         reasons, of_descriptors, forkable = _look(seen, series, survey)
         if of_descriptors and {one.pid for one in seen} != {one.pid for one in tree.walk(pid)}:
-            # The other end may be held by one that came meanwhile.
+            # A process that was born during the look may have the other end.
             of_descriptors = [one for one in of_descriptors if not one.why.startswith(descriptors.OUTSIDE)]
         # Only reasons that every look shows count: descriptors are checked again under the freeze.
         standing = set(of_descriptors) if standing is None else standing.intersection(of_descriptors)
@@ -380,14 +381,14 @@ def _private(seen: Sequence[tree.Seen]) -> Iterator[tuple[int, int]]:
 def _look(
     seen: list[tree.Seen], series: Series | None, survey: Callable[[Sequence[int]], list[Reason]]
 ) -> tuple[list[Reason], list[Reason], bool]:
-    """Return the reasons against processes and memory, those against descriptors, and whether forks show all memory."""
+    """Return why processes and memory cannot be kept, why descriptors cannot, and whether forks show all memory."""
     reasons = tree.unsupported(seen)
     if reasons:
         return reasons, [], False
     forkable = True
     for process in seen:
         if process.zombie:
-            continue  # it has none of what follows
+            continue  # a zombie has no memory, threads or descriptors
         try:
             reasons += _preflight_parts(process)
             if series and series.has(Key(process.pid, process.stat.start_time)):
@@ -404,7 +405,7 @@ def _look(
         except OSError as error:
             if error.errno not in _MOVED:
                 raise
-            continue  # no matter either: it called execve, or unmapped the memory that was read
+            continue  # it called execve or unmapped memory while that was read: the freeze checks again
         forkable = forkable and not any(map(vmas.hides_from_fork, found))
     living = [process.pid for process in seen if not process.zombie]
     of_descriptors: list[Reason] = []

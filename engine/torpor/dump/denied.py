@@ -1,4 +1,4 @@
-"""Why a checkpoint was not permitted: what this host withholds from every one, or what protects this process."""
+"""Why a checkpoint was not permitted: what this host denies to everyone, or what protects this process."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _DENIED = (errno.EPERM, errno.EACCES, errno.ENOSYS)
 
 @contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Look for the cause in this host if the block was not permitted something.
+    """If the kernel denies the block something, find out whether this host denies it to everyone.
 
     Args:
         what: what could not be done; the message begins with it.
 
     Raises:
-        NotPermitted: with the call that is withheld.
+        NotPermitted: names what the host denies.
     """
     try:
         yield

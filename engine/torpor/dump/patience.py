@@ -21,7 +21,7 @@ T = TypeVar("T")
 PAUSES = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
 """Seconds that the tree runs before each new try."""
 LONG_PAUSES = (0.64, 1.28, 2.56, 5.12)
-"""The same, in all ten seconds: each only if a thread of the tree lacked a processor in the pause before."""
+"""More pauses, ten seconds in all. Each is added only if a thread of the tree lacked a processor in the one before."""
 _HALF = 0.5
 """A runnable thread that gets less than this part of the time lacks a processor."""
 

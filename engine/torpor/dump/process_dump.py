@@ -39,13 +39,15 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _TABLE_ROOM = 64 << 10
-"""Bytes in the scratch mapping for one thread's table; the host of a process with all signals caught needs 20 KiB."""
+"""Bytes in the scratch mapping for one thread's table. The host's (see `_HostQuestions`) is the largest: it takes 20
+KiB if the process catches all signals.
+"""
 _CLOCK_MONOTONIC, _CLOCK_BOOTTIME = 1, 7
 
 
 @dataclass
 class _HostQuestions:
-    """Positions of the process-wide calls in the host's batch; the host is the thread that asks for its process."""
+    """Positions of the process-wide calls in the batch of the *host*: the thread that makes them for its process."""
 
     parts: dict[ProcessPart[Any, Any], Any]
     brk: int
@@ -167,7 +169,7 @@ class ProcessDump:
         common = Batch()
         self._asked_tree = {part: part.ask(common) for part in tree_parts}
         self._asked_threads = {part: part.ask(common) for part in THREAD_PARTS}
-        host = common.copy()  # for all others it is encoded once
+        host = common.copy()  # all other threads share `common`, so it is encoded only once
         batches = {tid: host if tid == self.injection.host.tid else common for tid in self.process.threads}
         self._host = _HostQuestions(
             parts={part: part.ask(host, self.texts) for part in PROCESS_PARTS},
@@ -181,7 +183,7 @@ class ProcessDump:
 
     def _start(self, batches: dict[int, Batch]) -> None:
         for batch in {id(batch): batch for batch in batches.values()}.values():
-            assert MADE.issuperset(batch.numbers()), "a call that is not held against filters"
+            assert MADE.issuperset(batch.numbers()), "a call that is not checked against seccomp filters"
         self.injection.start(batches)
 
     @_step(_State.CALLING, _State.ENTERED)
@@ -207,7 +209,7 @@ class ProcessDump:
 
     @property
     def name(self) -> str:
-        """The process in messages."""
+        """The process's name for messages."""
         return self.process.name
 
     @property

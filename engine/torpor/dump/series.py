@@ -88,9 +88,9 @@ class Series:
             watch.close()
 
     def look(self, processes: Mapping[Key, Sequence[Private]], *, again: bool) -> dict[Key, Before]:
-        """Return what the last snapshot has of a frozen tree and what was written since.
+        """Return what the last snapshot has of a frozen tree, and what was written since.
 
-        The last snapshot is forgotten with that: if this checkpoint fails, the next one reads everything.
+        This forgets the last snapshot: if this checkpoint fails, the next one reads everything.
 
         Call it before the memory is read or forked. If another process writes to the memory in between, this snapshot
         may have the write or not, but the next `look` reports it in any case.

@@ -35,7 +35,7 @@ _STUBS = CodeStubs()
 
 
 def _parts_of_users(uids: frozenset[int]) -> list[TreePart[Any, Any, Any]]:
-    """Return the parts of a tree of which processes with these user ids can have any."""
+    """Return the tree parts that processes with these user ids can have."""
     return [part for part in TREE_PARTS if part.may_have(uids)]
 
 
@@ -233,7 +233,7 @@ class TreeDump:
             else:
                 pages.append(taken.describe(parent, image, files, self.shared))
                 image.processes[-1].shares_fds = taken.pid in self.descriptors.sharing
-        # Who wakes the tree is another parent.
+        # At a wake the root gets another parent: the process that wakes the tree.
         image.processes[0].ClearField("exit_signal")
         image.processes[0].ClearField("shares_fs")
         reported = {pid for taken in self._living() for pid in taken.reported_stops()}
@@ -249,7 +249,7 @@ class TreeDump:
             self.notices.append(f"it stood still until it was written: {self._still}")
         root = self._living()[0]
         for part, grabbed in self._parts.items():
-            part.describe(grabbed, image, own_pids, root.memory_pid)  # which outlives its process, if it is a snapshot
+            part.describe(grabbed, image, own_pids, root.memory_pid)  # a snapshot outlives the root
         if reasons := [reason for part in TREE_PARTS for reason in part.unsupported_relations(image)]:
             raise Refused("the tree cannot be kept", reasons)
         xstate = next(iter(root.injection.xstates.values()))

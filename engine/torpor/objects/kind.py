@@ -178,7 +178,7 @@ class InFlight:
 
 
 class Built(NamedTuple):
-    """Of a tree that a restore has just built."""
+    """What `grab` must know of a tree that a restore has just built."""
 
     given: set[FdReference]
     """The descriptors that are the restorer's own standard input, output and error."""
@@ -229,7 +229,7 @@ class GrabbedDescriptors:
 
     @cached_property
     def inherited(self) -> dict[tuple[int, int], list[int]]:
-        """For each device and inode: as which of 0, 1 and 2 the ancestors of the tree have it."""
+        """What the ancestors of the tree have as 0, 1 and 2: these numbers by device and inode."""
         found: dict[tuple[int, int], list[int]] = {}
         # Stop at the first ancestor that has ended or belongs to another user.
         with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
@@ -279,9 +279,9 @@ class Kind(ABC, Generic[S]):
     its holders.
     """
     may_be_reset: ClassVar[bool] = False
-    """Whether one that is connected to outside of the tree can come back as one whose peer has closed."""
+    """Whether one that is connected to the outside can come back as if its peer had closed."""
     is_opened: ClassVar[bool] = False
-    """Whether a call makes it that takes status flags which fcntl(2) does not (O_SYNC, O_DSYNC)."""
+    """Whether the call that makes it accepts status flags that F_SETFL cannot set (O_SYNC, O_DSYNC)."""
 
     @abstractmethod
     def matches(self, seen: Seen) -> bool:
@@ -305,7 +305,10 @@ class Kind(ABC, Generic[S]):
         """Copy, still under the freeze, state that depends on the whole tree."""
 
     def ask(self, mine: Sequence[OpenFile[S]], tree: GrabbedDescriptors, ask: Mapping[int, Ask]) -> None:
-        """Have frozen processes make calls that tell what a copy of a descriptor does not; `ask` lets each, by PID."""
+        """Have frozen processes make calls, for state that our copy of a descriptor does not show.
+
+        `ask` has, by PID, a function that lets the process make a batch of calls.
+        """
 
     def outside(self, held: OpenFile[S], tree: GrabbedDescriptors) -> str:
         """What outside of the tree it is connected to, for messages; empty if nothing."""
@@ -316,7 +319,7 @@ class Kind(ABC, Generic[S]):
         return 0
 
     def only_one(self, held: OpenFile[S]) -> str:
-        """What of it only one object on a host can have, for messages: ``its port``. Empty if nothing."""
+        """What of it can exist only once on a host, for messages: ``its port``. Empty if nothing."""
         return ""
 
     def stands_for(self, held: OpenFile[S], tree: GrabbedDescriptors) -> list[int]:

@@ -48,7 +48,7 @@ class Opening:
     making: int = 0
     """The index of the description that is being made."""
     warnings: list[str] = field(default_factory=list)
-    """What is not as before, for the user."""
+    """Warnings for the user: what is not as before."""
     later: list[Callable[[], None]] = field(default_factory=list)
     """To call when all descriptions are made."""
     stack: ExitStack = field(default_factory=ExitStack)
@@ -96,8 +96,8 @@ class Opening:
             fcntl.fcntl(slot, fcntl.F_SETFL, wanted)
         if fcntl.fcntl(slot, fcntl.F_GETFL) & mask != wanted & mask:
             raise RestoreFailed(
-                f"{words(description)} cannot have its status flags {wanted & mask:#o} again: the kernel made"
-                f" {now & mask:#o} of them"
+                f"{words(description)} cannot get its status flags {wanted & mask:#o} again: the kernel set"
+                f" {now & mask:#o} instead"
             )
 
 

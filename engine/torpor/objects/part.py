@@ -8,9 +8,9 @@ both walk through the registry:
 `ask`            under the freeze: add the calls that only the process or the thread itself can make
 `unsupported`    say what cannot be kept that only these calls have shown
 `describe`       write it to the image, while the tree runs again
-`validate_form`  before a restore: say what a checkpoint would not have written so
+`validate_form`  before a restore: say what in the image no checkpoint would have written
 `validate`       say why this host or this user cannot restore it
-`host`           query once what its calls depend on here
+`host`           query once the properties of this host on which its calls depend
 `calls`          the system calls that restore it, each with the stage in which it is made
 `warnings`       say what will not be as before
 ===============  ===================================================================================
@@ -185,7 +185,7 @@ class ThreadPart(ABC, Generic[A, H]):
 
 
 class Entered(Protocol):
-    """A frozen process of a tree whose threads can be let make calls."""
+    """A frozen process of a tree. Its threads can be made to run system calls."""
 
     @property
     def pid(self) -> int:
@@ -197,7 +197,7 @@ class Entered(Protocol):
 
     @property
     def name(self) -> str:
-        """The process in messages."""
+        """The process's name for messages."""
 
     @property
     def tids(self) -> Sequence[int]:
@@ -217,7 +217,7 @@ class Entered(Protocol):
 
 
 class EnteredTree(NamedTuple):
-    """A frozen tree whose threads can be let make calls."""
+    """A frozen tree. Its threads can be made to run system calls."""
 
     processes: Sequence[Entered]
     """Its living processes, the root first."""
@@ -237,7 +237,7 @@ class TreePart(ABC, Generic[A, G, H]):
         return True
 
     def ask(self, batch: Batch) -> A | None:
-        """Add the first calls to the batch of each thread, in which only other such parts have calls so far."""
+        """Add calls to the batch of each thread. They come first: so far it has only calls of other tree parts."""
         return None
 
     @abstractmethod
@@ -256,11 +256,11 @@ class TreePart(ABC, Generic[A, G, H]):
             grabbed: what `grab` returned.
             image: the tree.
             own_pids: the PIDs in the image, by those in our PID namespace.
-            root: whose /proc is that of the first process: this may have ended, and then it is its snapshot.
+            root: the PID whose /proc to read for the first process: its own, or its snapshot's, as it may have ended.
         """
 
     def unsupported_relations(self, image: pb.Tree) -> Iterator[Reason]:
-        """Say what of the tree, as it is described, no restore can make."""
+        """Say what in the described tree no restore can build."""
         return iter(())
 
     def validate_form(self, image: pb.Tree) -> Iterator[str]:

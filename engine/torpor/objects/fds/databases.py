@@ -1,10 +1,11 @@
 """Transactions of SQLite that are under way in a tree.
 
-Between transactions a program keeps nothing of a database that it does not check when the next one begins, so a woken
-tree may find another content (files.py). In a transaction it does: a snapshot of that moment can be woken only while
-the database is as it was. It is not for long if the tree runs on; and if the tree ends, the next program that opens the
-database rolls the transaction back. Most take milliseconds: IPython writes the history of all kernels of a user, in a
-transaction after each cell. So a save waits for the end of one, but not for long.
+When a transaction begins, SQLite checks everything that it has cached of the database. So between transactions a woken
+tree may find other content (files.py). Within a transaction SQLite relies on it: a snapshot of that moment can be woken
+only while the database stays as it was. That does not last. If the tree runs on, it changes the database itself; if it
+ends, the next program that opens the database rolls the transaction back. Most transactions take milliseconds: after
+each cell, IPython writes to the history of all kernels of a user. So a save waits for the end of a transaction, but not
+for long.
 
 Documented in: "File Locking And Concurrency In SQLite Version 3" (https://www.sqlite.org/lockingv3.html) and the lock
 bytes and the header in https://www.sqlite.org/fileformat.html.
@@ -20,8 +21,9 @@ from torpor.objects.kind import FdReference, GrabbedDescriptors, name
 _PENDING, _SHARED_LAST = 0x40000000, 0x40000000 + 511
 """The bytes that are locked in a transaction, from the pending byte to the last of the shared ones."""
 _READ_VERSION, _WAL = 19, 2
-"""Where the header says how it is read, and the value for a write-ahead log: then it is locked as long as it is open,
-and transactions are seen in another file."""
+"""The offset of the read version in the header, and its value for a write-ahead log. A database with such a log is
+locked as long as it is open, and its transactions show in another file.
+"""
 
 
 class InTransaction(Refused):
@@ -34,7 +36,7 @@ def transactions(tree: GrabbedDescriptors) -> list[Reason]:
     for holder, lines in tree.locked.items():
         held = tree.by_holder[holder]
         key = held.stat.st_dev, held.stat.st_ino
-        if key in found or id(held) in tree.lease_signals:  # to open that one would break its lease
+        if key in found or id(held) in tree.lease_signals:  # opening the file would break its lease
             continue
         if any(_PENDING <= lock.start <= _SHARED_LAST for lock in locks.parse(lines)) and _is_database(holder):
             why = "a transaction of SQLite is under way in it"
@@ -43,7 +45,7 @@ def transactions(tree: GrabbedDescriptors) -> list[Reason]:
 
 
 def notice(transaction: Reason) -> str:
-    """What it means for a snapshot: a sentence for the user."""
+    """Tell the user, in a sentence, what a transaction means for the snapshot."""
     return (
         f"{transaction.subject}: {transaction.why}: this snapshot can be woken only as long as the file is as it is now"
     )
@@ -56,6 +58,6 @@ def _is_database(holder: FdReference) -> bool:
     except OSError as error:
         if error.errno in NO_ROOM:
             raise
-        return True  # it cannot be read: it is locked as a database is
+        return True  # unreadable, but it has the locks of a database
     # A new database is empty until its first transaction is over.
     return not header or (header.startswith(SQLITE) and header[_READ_VERSION] != _WAL)

@@ -180,7 +180,7 @@ def describe(tree: GrabbedDescriptors, image: Tree, shared: Callable[[int, int],
         Refused: since the survey, something has appeared that cannot be kept.
     """
     if found := unsupported(tree):
-        raise Refused("the tree holds what cannot be kept", found)
+        raise Refused("the tree has descriptors that cannot be kept", found)
     describing = Describing(image, {}, tree, shared)
     processes = dict(zip(tree.pids, image.processes, strict=True))
     order: list[tuple[OpenFile[Any], int | None]] = []
@@ -218,7 +218,7 @@ def describe(tree: GrabbedDescriptors, image: Tree, shared: Callable[[int, int],
             elif lock not in description.locks:
                 description.locks.append(lock)
     if found := ptys.describe_sessions(describing):
-        raise Refused("the tree holds what cannot be kept", found)
+        raise Refused("the tree has a session that cannot be kept", found)
 
 
 def ask(tree: GrabbedDescriptors, processes: Mapping[int, Ask]) -> None:
@@ -233,7 +233,7 @@ def notices(tree: GrabbedDescriptors) -> list[str]:
 
 
 def _taker(kind: bytes, held: OpenFile[Any], tree: GrabbedDescriptors) -> FdReference | None:
-    """The descriptor by which to take a lock again: one of the process that took it, if that has one."""
+    """The descriptor by which to take a lock again: one of the process that took the lock, if that still has one."""
     owner = locks.owner(kind, tree.locked[held.holders[0]])
     return next((holder for holder in held.holders if holder.pid == owner), None)
 
@@ -274,13 +274,13 @@ def _unsupported(held: OpenFile[Any], tree: GrabbedDescriptors) -> Iterator[Unsu
         )
     if id(held) in tree.lease_signals and _is_mapped(held, tree):
         yield Unsupported(
-            "it has a lease (F_SETLEASE) and is mapped, and to open it would break that", "give the lease up"
+            "it has a lease (F_SETLEASE) and is mapped: a restore would break the lease", "give the lease up"
         )
     yield from held.kind.unsupported(held, tree)
 
 
 def _is_mapped(held: OpenFile[Any], tree: GrabbedDescriptors) -> bool:
-    """Whether a process of the tree has a file mapped: a restore would open the file to check it."""
+    """Whether a process of the tree has a file mapped: a restore would open such a file to check it."""
     for pid in tree.pids:
         with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
             if any(one.inode == held.stat.st_ino and one.name[:1] == b"/" for one in procfs.mappings(pid)):
@@ -319,7 +319,7 @@ class Opened:
     terminals: dict[int, int] = field(default_factory=dict)
     """The same for the sessions' terminals, by their index."""
     warnings: list[str] = field(default_factory=list)
-    """What is not as before, for the user."""
+    """Warnings for the user: what is not as before."""
     when_built: list[Callable[[], None]] = field(default_factory=list)
     """To call when the tree is built."""
     at_last: list[Callable[[], None]] = field(default_factory=list)
@@ -351,13 +351,13 @@ class Opened:
             os.close(self.slots.popitem()[1])
 
     def built(self) -> None:
-        """The tree is built: from now on its descriptors must show only its own activity."""
+        """Finish the descriptors when the tree is built: from now on they must show only the tree's own activity."""
         self._close_terminals()
         for act in self.when_built:
             act()
 
     def _close_terminals(self) -> None:
-        """Close the sessions' terminals, which the sessions have by now: one that no process has open hangs up."""
+        """Close our copies of the sessions' terminals. A terminal that no process of the tree has open hangs up now."""
         while self.terminals:
             os.close(self.terminals.popitem()[1])
 
@@ -369,8 +369,7 @@ def validate(image: Tree, stdio: Sequence[int] = (0, 1, 2), *, standing: bool = 
         image: the tree; not trusted.
         stdio: the restorer's descriptors that replace 0, 1 and 2.
         standing: the tree itself still lives. Then what it uses (ports, names, locks) is not checked, and no file on
-            which
-            it has a lease is opened, since that would break the lease.
+            which it has a lease is opened, since that would break the lease.
     """
     found = [*_validate_numbers(image), *ptys.validate_sessions(image), *signal_owners.validate(image)]
     if found:

@@ -113,7 +113,7 @@ class Epoll(Kind[EpollState]):
         closed in between looks like a watch on something outside.
         """
         if held.state.busy_poll and not _may_poll(held.state.busy_poll):
-            yield Unsupported("it polls busily in a way that takes a privilege (EPIOCSPARAMS)", "set its budget to 64")
+            yield Unsupported("its busy polling (EPIOCSPARAMS) needs a privilege", "set its budget to 64 at most")
         for watch in held.state.watches:
             if watch.target is None:
                 yield Unsupported(
@@ -147,7 +147,7 @@ class Epoll(Kind[EpollState]):
         """
         for index, description in mine.items():
             if (busy := description.epoll.busy_poll) and not (len(busy) == PARAMETERS.size and _may_poll(busy)):
-                yield Reason("an epoll", "it polls busily in a way that takes a privilege", "restore it as root")
+                yield Reason("an epoll", "its busy polling (EPIOCSPARAMS) needs a privilege", "restore it as root")
             for watch in description.epoll.watches:
                 if _by_owner(image, watch) and watcher(image, index, watch) is None:
                     yield Reason("the image", f"no process has what an epoll watches as descriptor {watch.fd}")

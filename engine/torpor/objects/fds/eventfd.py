@@ -51,7 +51,7 @@ class Tried:
     semaphore: bool | None = None
     """None if it was not tried."""
     outsider: int = 0
-    """The process outside of the tree that forbids it."""
+    """A process outside of the tree that has the counter open, so that it cannot be tried; 0: none."""
 
 
 class Eventfd(Kind[Tried]):
@@ -82,7 +82,7 @@ class Eventfd(Kind[Tried]):
         for pid, (batch, looks) in batches.items():
             replies = ask[pid](batch)
             for look, held in looks.items():
-                held.state.semaphore = replies.result(look) == 1  # not made, if the call has branched
+                held.state.semaphore = replies.result(look) == 1  # a call that has branched shows no result
 
     def unsupported(self, held: OpenFile[Tried], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """On a kernel that does not show whether it is a semaphore, it must have been tried."""
@@ -124,7 +124,7 @@ def _try(batch: Batch, fd: int, count: int) -> int:
     if count < 2:
         batch.add(NR.write, fd, struct.pack("=Q", 2 - count), 8)
     read = len(batch)
-    batch.add(NR.read, fd, ArgumentOf(read, 3), 8, 0)  # into its own fourth argument, which it ignores
+    batch.add(NR.read, fd, ArgumentOf(read, 3), 8, 0)  # read() ignores its fourth argument: the count goes there
     if count < 2:
         # A semaphore has 1 left, which is read too. So both kinds are empty now.
         look = batch.add(NR.poll, wanted, 1, 0, on_zero=read + 3)

@@ -182,7 +182,7 @@ def _open(description: Description, opener: Opener) -> int:
     both = opener.reopened(fd, os.O_RDWR | os.O_NONBLOCK, known)
     if common.queued(both):
         os.close(both)
-        raise RestoreFailed(f"{words(description)} is in use: another program has it open, and something lies in it")
+        raise RestoreFailed(f"{words(description)} is in use: another program has it open, and it has unread content")
     return both
 
 

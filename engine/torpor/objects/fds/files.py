@@ -121,7 +121,7 @@ class RegularFile(Kind[SameFile]):
         elif copy := tree.small and tree.small.find(*key):
             copy.name = out.file.path
             copy.note(out.file)
-        elif tree.built is None and not held.state.leased:  # which reading would break
+        elif tree.built is None and not held.state.leased:  # reading it would break the lease
             anywhere = held.state.written_anywhere
             fingerprints.note(out.file, held.stat, in_place=anywhere or key in image.mapped_to_write)
 
@@ -184,7 +184,7 @@ class Directory(Kind[int]):
     def unsupported(self, held: OpenFile[int], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """Its name must lead to it, unless it was removed; and no program may watch it by F_NOTIFY."""
         if held.state:
-            why = f"it sends signals to {held.state}, as when changes are told (dnotify: F_NOTIFY), which is not kept"
+            why = f"it sends signals to {held.state}, as for a watch by dnotify (F_NOTIFY), which is not kept"
             yield Unsupported(why, "close it, or use inotify")
         if not Folder.seen(held.link, held.stat).removed:
             yield from _unsupported_name(held, tree)
@@ -240,7 +240,7 @@ def _changed(description: Description, fd: int, *, in_place: bool, locked: bool)
     if became is Change.CUT:
         where = f", and the program is at byte {file.position}" if file.position > now.st_size else ""
         return f"it was cut from {file.size} to {now.st_size} bytes{where}"
-    return "it was changed since: what it held then is not what it holds now"
+    return "it was changed since the checkpoint: its content is not the same"
 
 
 def _begins(fd: int, with_: bytes) -> bool:

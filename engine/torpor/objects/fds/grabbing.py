@@ -81,7 +81,7 @@ def grab(
     for fd, number in (stdio or {}).items():
         if (copied := tree.by_holder.get(FdReference(pids[0], fd))) and not copied.stdio:
             copied.stdio.append(number)
-    # Look at the ancestors while the tree still has them. For sockets the kernel shows the peers too slowly for this.
+    # Look at the ancestors while they still live. Not for sockets: finding their peers takes too long under the freeze.
     if content and any(held.kind.outside(held, tree) for held in tree.held if not stat.S_ISSOCK(held.stat.st_mode)):
         _ = tree.inherited
     for held in tree.held:

@@ -116,7 +116,7 @@ def validate(image: Tree) -> Iterator[Reason]:
                     # Nothing of the image is locked yet, so a conflicting lock belongs to another program.
                     _take(fd, lock)
             except OSError as error:
-                yield Reason(words(description), f"the program had it locked, and {_why(error)}", "end who has it")
+                yield Reason(words(description), f"the program had it locked, and {_why(error)}", "end that process")
             finally:
                 os.close(fd)
 
@@ -127,7 +127,7 @@ def take(image: Tree, slots: dict[int, int], *, but: Container[str]) -> None:
     Args:
         image: the tree.
         slots: the descriptors of the descriptions.
-        but: the kinds that others open, who take their locks, too (`calls`).
+        but: the kinds of descriptions that processes of the tree open, and then lock, themselves (`calls`).
 
     Raises:
         RestoreFailed: another process has a conflicting lock.

@@ -29,7 +29,7 @@ class MadeInProcess:
     """The descriptions of an image that its processes open themselves."""
 
     def __init__(self, image: Tree, nobody: int = 0) -> None:
-        """Find them.
+        """Find these descriptions.
 
         Args:
             image: the tree.

@@ -21,7 +21,7 @@ _MSG_CMSG_CLOEXEC = 0x40000000
 _MESSAGE = struct.Struct("<Qi4xQQQQi4x QQ Qiii4x 8s")
 """struct msghdr, struct iovec, struct cmsghdr with a descriptor, content."""
 _PART, _CONTROL, _CONTENT = 56, 72, 96
-"""Their offsets in it."""
+"""The offsets of the last three in _MESSAGE."""
 _POINTERS = (16, 32, _PART)
 _CONTROL_ROOM, _CONTROL_LENGTH = 24, 20
 

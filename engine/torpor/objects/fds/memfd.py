@@ -62,7 +62,7 @@ class MemoryFile:
         path = f"/proc/{self.holder.pid}/fd/{self.holder.fd}"
         try:
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOATIME)
-        except PermissionError:  # it belongs to another user, who sees that it is read
+        except PermissionError:  # it is another user's, so its access time changes
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
@@ -100,11 +100,9 @@ class MemoryDescriptor(Kind[Attributes]):
         """It must be possible to read it without changing it, and to write it again."""
         holder = held.holders[0]
         if held.state.forbids_writing:
-            yield Unsupported(
-                "it is immutable, or to be appended to only, and has no name", "take the flag away (chattr)"
-            )
+            yield Unsupported("it is immutable or append-only, and has no name", "take the flag away (chattr)")
         if held.leased:
-            yield Unsupported("it has a lease (F_SETLEASE), and to read it would break that", "give the lease up")
+            yield Unsupported("it has a lease (F_SETLEASE), which reading it would break", "give the lease up")
         if not tree.content and not os.access(
             f"/proc/{holder.pid}/fd/{holder.fd}", os.R_OK, effective_ids=True
         ):  # under the freeze it was read
@@ -113,7 +111,7 @@ class MemoryDescriptor(Kind[Attributes]):
             )
 
     def notices(self, mine: Sequence[OpenFile[Attributes]], tree: GrabbedDescriptors) -> Iterator[str]:
-        """Attributes that no restore sets."""
+        """Name the attributes that no restore sets."""
         for held in mine:
             if held.state.lost:
                 yield f"attributes of {held.link} are not kept: {', '.join(held.state.lost)}"

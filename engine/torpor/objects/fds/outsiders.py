@@ -1,9 +1,9 @@
-"""What a tree shares with processes outside of it, which have it open or mapped too: inherited, or passed on.
+"""Objects that processes outside of a tree have open or mapped too, because they inherited or were passed them.
 
-Kept: each side goes on with what it has; the woken tree's is another one from then on. The checkpoint says so.
+Kept: the woken tree gets a new object, and the outside process goes on with the old one. The checkpoint says so.
 
-Refused: a tree that is to be killed, if a wake would find that such a process still has what only one can have: a port,
-a socket's name, a lock. If the tree runs on, the checkpoint says it.
+Refused: a tree that is to be killed, if such a process has something that can exist only once (a port, a socket's name,
+a lock): the tree could not be woken beside it. If the tree runs on, the checkpoint only warns.
 
 Not looked for: standard input, output and error, which the restorer replaces; files and devices that are opened again
 by their names; what processes of other users have.
@@ -27,7 +27,7 @@ from torpor.remote.sys import try_syscall
 
 _KCMP_FILE = 0
 _ONE_OBJECT = ("pipe:[", "socket:[")
-"""How the links begin that name one object, and not its kind."""
+"""How links in /proc/PID/fd begin that identify one object. Other links without a path name only its kind."""
 
 
 class Shared(NamedTuple):
@@ -38,14 +38,14 @@ class Shared(NamedTuple):
     what: str
     """For messages: ``process 4711 (python), fd 5 (pipe:[815])``."""
     only_one: str = ""
-    """What of it only one can have, for messages: ``its port``. Empty if there may be two."""
+    """What of it can exist only once, for messages: ``its port``. Empty if nothing."""
 
 
 def find(tree: GrabbedDescriptors, memory: Collection[tuple[int, int]] = ()) -> list[Shared]:
     """Look through the processes of this host that this user may see.
 
     Args:
-        tree: the descriptors of a tree, which may run again: what is born in it meanwhile is no outsider.
+        tree: the descriptors of a tree, which may run again: processes born in it meanwhile are not outside of it.
         memory: the device and inode of each piece of the tree's shared memory that has no name.
     """
     of_tree = {*tree.pids, *tree.stand_ins.values()}
@@ -91,7 +91,7 @@ def notices(found: Collection[Shared]) -> Iterator[str]:
 
 
 def unread_input(tree: GrabbedDescriptors) -> Iterator[str]:
-    """What has come from outside as standard input, and the tree has not read: a sentence for each description."""
+    """Say what standard input the tree has received from outside but not read: a sentence for each description."""
     for held in tree.held:
         if tree.stdio(held, held.holders[0].fd) is not None and (size := held.kind.unread(held)):
             where = f"{name(held.holders[0])} ({held.link})"
@@ -99,8 +99,8 @@ def unread_input(tree: GrabbedDescriptors) -> Iterator[str]:
 
 
 def _is_outside(pid: int, of_tree: Set[int]) -> bool:
-    """Whether a process lives that the tree has not made meanwhile."""
-    # In this order: the ancestry of one that has ended does not tell.
+    """Whether a process is alive, and was not born in the tree meanwhile."""
+    # In this order: if it ends before the first look, its ancestry is not known, and the second look shows the end.
     return of_tree.isdisjoint(procfs.ancestry(pid)) and not procfs.is_ending(pid, pid)
 
 

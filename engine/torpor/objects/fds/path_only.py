@@ -61,7 +61,7 @@ class NameOnly(Kind[bytes]):
         except OSError:
             found = False
         if not found:
-            yield Unsupported("it is open as a name only (O_PATH), which it has lost", "close it before the checkpoint")
+            yield Unsupported("it is open with O_PATH, and its name is gone", "close it before the checkpoint")
 
     def describe(self, held: OpenFile[bytes], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
         """Write its path and type."""

@@ -2,7 +2,8 @@
 
 Kept: which process of the tree it refers to, also one that has ended and was not reaped, and the flags. A process that
 has it opens it again when the tree is built, since only then there is a process to open
-(`torpor.objects.fds.made_in_process`). One whose process has been reaped refers to a stand-in, which ends.
+(`torpor.objects.fds.made_in_process`). If its process was reaped, it comes back as the pidfd of a stand-in that has
+ended.
 
 Refused: processes outside of the tree, threads (PIDFD_THREAD).
 """
@@ -92,7 +93,7 @@ def opening(description: Description, got: int, spare: int, nobody: int) -> Iter
 
 
 def _is_child(pid: int, tree: GrabbedDescriptors) -> bool:
-    """Whether it is a child of the tree that a survey does not see, because it has ended."""
+    """Whether it is a child of the tree that has ended, so that a survey does not see it."""
     try:
         return procfs.stat(pid).ppid in tree.pids
     except (FileNotFoundError, ProcessLookupError):

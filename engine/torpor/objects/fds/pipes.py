@@ -135,7 +135,7 @@ class Pipe(Kind[PipeState]):
             if pipe.capacity > largest and not procfs.is_root():
                 yield Reason(
                     "a pipe of the image",
-                    f"it has room for {pipe.capacity} bytes, and here a user's pipe has room for {largest}",
+                    f"its capacity is {pipe.capacity} bytes, and here a user's pipe may have {largest} at most",
                     "have the administrator raise /proc/sys/fs/pipe-max-size",
                 )
 
@@ -197,8 +197,8 @@ def fill(pipe: PipeBuffer, writer: int, warnings: list[str]) -> None:
         except PermissionError:
             now = fcntl.fcntl(writer, F_GETPIPE_SZ)
             warnings.append(
-                f"a pipe has room for {now} bytes, and had for {pipe.capacity}: this user's pipes have all they may"
-                " (/proc/sys/fs/pipe-user-pages-soft)"
+                f"the capacity of a pipe is {now} bytes, and was {pipe.capacity}: this user's pipes have reached the"
+                " limit /proc/sys/fs/pipe-user-pages-soft"
             )
     os.set_blocking(writer, False)
     content = memoryview(pipe.content)

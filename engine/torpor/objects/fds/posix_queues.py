@@ -1,6 +1,6 @@
 """POSIX message queues (mq_overview(7)) without messages.
 
-Kept: name, or that it was unlinked, size, permissions, who has it open, and where read() is in what it tells of it.
+Kept: name, or that it was unlinked, size, permissions, who has it open, and the position of read() in its status text.
 Queues belong to an IPC namespace: a tree with queues is restored into one of its own, where init makes them again; the
 old ones stay on the host until somebody removes them. Refused: a queue with messages, since reading them takes them out
 before its readers; one with a registered notification (mq_notify(3)); one with a lease, which opening it breaks; one
@@ -87,7 +87,7 @@ class MessageQueue(Kind[QueueState]):
         """It must be empty, and open only in the tree."""
         state = held.state
         if held.leased:
-            why = "it has a lease (F_SETLEASE), and to look who is notified by it would break that"
+            why = "it has a lease (F_SETLEASE), and finding out whom it notifies would break the lease"
             yield Unsupported(why, "give the lease up")
         if state.waiting:
             why = f"{state.waiting} messages lie in the POSIX message queue, which can be read only by taking them out"
@@ -135,13 +135,13 @@ class MessageQueue(Kind[QueueState]):
 
 
 def may_be(link: str, status: os.stat_result) -> bool:
-    """Whether a file may be a queue: one without blocks in the root of a file system of no device."""
+    """Whether a file may be a queue: it has no blocks, and is in the root of a file system without a device."""
     plain = stat.S_ISREG(status.st_mode) and not status.st_blocks and not os.major(status.st_dev)
     return plain and link.rfind("/") == 0
 
 
 def is_queue(copy: int) -> bool:
-    """Whether our copy of a descriptor, which may_be() one, refers to a queue."""
+    """Whether our copy of a descriptor refers to a queue. `may_be` has said that it may."""
     try:
         syscall(NR.mq_getsetattr, copy, 0, bytearray(_ATTRIBUTES.size))
     except OSError as error:
@@ -209,7 +209,8 @@ def make(image: Tree, slots: dict[int, int], owner: bool) -> Iterator[list[Call]
 
 
 def _open(description: Description, slot: int, *, owner: bool, again: bool) -> Iterator[Call]:
-    # Not O_CLOEXEC: each is close-on-exec at first, and with it fdinfo would show all as such for good (ipc/mqueue.c).
+    # Without O_CLOEXEC: mq_open() makes each descriptor close-on-exec anyway, and with the flag fdinfo would show them
+    # all as close-on-exec for good (ipc/mqueue.c).
     queue, flags = description.queue, description.flags & _OPEN_FLAGS
     words = f"opening the message queue /{os.fsdecode(queue.name)}"
     if again:

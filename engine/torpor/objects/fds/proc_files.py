@@ -94,7 +94,7 @@ class ProcFile(Kind[Shown | None]):
             known = match and pids.get(int(match[1]))
             if not match or not known or (match[2] and int(match[2]) not in known) or b"/.." in match[3]:
                 name = os.fsdecode(description.proc.path)
-                yield Reason("the image", f"a descriptor leads to {name}, which is of no process in it")
+                yield Reason("the image", f"a descriptor leads to {name}, but the process is not in the image")
 
     def open(self, mine: dict[int, Description], opening: Opening) -> None:
         """Make a mailbox if several have it. Processes open it: see `torpor.objects.fds.made_in_process`."""

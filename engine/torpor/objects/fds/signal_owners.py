@@ -1,8 +1,9 @@
 """The owners of descriptors' signals, and the signals (F_SETOWN_EX, F_SETSIG and O_ASYNC of fcntl(2)).
 
-The owner is a thread, a process or a group. It is kept if it is in the tree. One that has ended gets no signals, before
-and after. Regular files store an owner, but send nothing. A process of the tree sets all of this when all threads and
-groups exist: the signals are sent with its credentials, and tell its descriptor number (si_fd).
+The owner is a thread, a process or a group. It is kept if it is in the tree. An owner that has ended gets no signals,
+neither before the checkpoint nor after the restore. Regular files store an owner, but send nothing. A process of the
+tree sets all of this when all threads and groups exist: the kernel sends the signals with that process's credentials
+and its descriptor number (si_fd).
 """
 
 from __future__ import annotations
@@ -110,11 +111,11 @@ def validate(image: Tree) -> Iterator[Reason]:
     for index, description in enumerate(image.descriptions):
         owner = description.signal_owner
         if owner.kind not in known or owner.signal > SIGNALS or (owner.pid and owner.pid not in known[owner.kind]):
-            yield Reason("the image", f"description {index} sends signals to one that is not in it")
+            yield Reason("the image", f"description {index} sends signals to a process that is not in the image")
 
 
 def take(image: Tree, slots: Mapping[int, int]) -> None:
-    """Set what is known of those that no process has, since they lie in sockets' queues. Their owners have ended.
+    """Set the signals of descriptions that no process has, since they are in sockets' queues. Their owners have ended.
 
     Args:
         image: the tree.

@@ -6,9 +6,9 @@ remaining time, as the clocks of the tree do. The request to report changes of t
 is kept, also for an expired or disarmed timer. Not kept: a change that was not read yet, or that came while the tree
 was not running.
 
-A timer whose time is over and whose interrupt its processor has not handled yet shows no time and no expirations, like
-one that is off (timerfd_get_remaining, fs/timerfd.c): to keep it like that would lose the expiration, and who waits for
-it would wait for ever. Such timers are read a second time.
+A timer that is due, but whose interrupt the processor has not handled yet, shows no time and no expirations, like a
+disarmed one (timerfd_get_remaining, fs/timerfd.c). Saved like that, it would lose the expiration, and a thread that
+waits for it would wait for ever. So such timers are read a second time.
 
 Refused: the alarm clocks, which wake a sleeping machine. Expirations are restored by an ioctl of kernels with
 CONFIG_CHECKPOINT_RESTORE (fs/timerfd.c); other kernels accept a timer only if all were read.
@@ -147,7 +147,8 @@ class Timerfd(Kind[TimerState]):
             value, flags = timer.moment_ns or timer.left_ns, timer.settime_flags
             if timer.left_ns and flags & TFD_TIMER_ABSTIME:
                 value += time.clock_gettime_ns(timer.clock)
-            if value or timer.interval_ns or flags:  # one that is off keeps its interval, and hears of the wall clock
+            # A disarmed timer may have an interval, and may report changes of the wall clock.
+            if value or timer.interval_ns or flags:
                 times = ITIMERSPEC.pack(*divmod(timer.interval_ns, SECOND), *divmod(value, SECOND))
                 syscall(NR.timerfd_settime, fd, flags, times)
             if timer.ticks:

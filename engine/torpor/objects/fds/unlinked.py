@@ -69,7 +69,7 @@ class Unlinked(MemoryDescriptor):
     def describe(
         self, held: OpenFile[Attributes], out: Description, tree: GrabbedDescriptors, image: Describing
     ) -> None:
-        """As a file in memory; how it was made only where it can be opened so again."""
+        """As a file in memory. O_TMPFILE is kept only for O_RDWR, since a restore makes the file with O_RDWR."""
         if out.flags & os.O_ACCMODE != os.O_RDWR:
             out.flags &= ~(O_TMPFILE | os.O_DIRECTORY)
         super().describe(held, out, tree, image)

@@ -106,7 +106,7 @@ def validate_form(name: str, space: pb.AddressSpace) -> None:
         raise ImageDamaged(f"{name}: its page table's columns differ in length")
     holes = space.vdso_holes
     if len(holes.starts) != len(holes.counts):
-        raise ImageDamaged(f"{name}: its list of what it unmapped of its vDSO has columns that differ in length")
+        raise ImageDamaged(f"{name}: its list of unmapped parts of the vDSO has columns that differ in length")
 
 
 def validate_limits(name: str, space: pb.AddressSpace) -> Iterator[Reason]:
@@ -142,7 +142,7 @@ def validate_commitment(image: pb.Tree) -> Iterator[Reason]:
     promised = (vma for vma in private if vma.prot & mmap.PROT_WRITE and not (vma.droppable or vma.huge_page))
     needed = sum(vma.end - vma.start for vma in promised)
     if needed > free:
-        why = f"it forbids overcommitting memory (vm.overcommit_memory=2) and can promise {max(free, 0) >> 20} MiB"
+        why = f"it does not overcommit memory (vm.overcommit_memory=2) and can still commit {max(free, 0) >> 20} MiB"
         yield Reason("this host", f"{why}; the tree has mapped {needed >> 20} MiB", "wake it where there is more")
 
 
@@ -181,12 +181,12 @@ def steps(
         scratch: the blank process's scratch mapping.
         written: for each mapping, whether it gets pages.
         kept: inherited mappings that stay, which are readable and writable.
-        stale: ranges in those with inherited pages that are not its own.
+        stale: ranges of the `kept` mappings with inherited pages that this process does not have.
     """
     space = process.memory
     yield from clear(scratch, kept)
     for start, end in stale:
-        words = f"dropping what it has by birth at {start:#x}-{end:#x}"
+        words = f"dropping inherited pages at {start:#x}-{end:#x}"
         yield Call(NR.madvise, (start, end - start, MADV_DONTNEED), 0, words)
     yield from vdso.steps(process, here)
     yield from segments.attach(space, image, scratch.stop)
@@ -212,7 +212,7 @@ def last_calls(space: pb.AddressSpace, written: Sequence[bool]) -> Iterator[Call
         guarded = [guard for guard in guards if vma.start < guard[1] and guard[0] < vma.end]
         flags = MLOCK_ONFAULT if vma.locked_on_fault else 0
         yield _lock(vma, (vma.start, vma.end), flags, whole=not guarded)
-        if guarded and not flags:  # behind a guard region, at which the kernel stopped to touch pages
+        if guarded and not flags:  # the kernel stopped touching pages at the first guard region
             yield from (_lock(vma, piece, 0) for piece in subtract([(vma.start, vma.end)], guarded))
     if space.lock_future:
         yield Call(NR.mlockall, (space.lock_future,), 0, "locking what will be mapped in memory")
@@ -221,14 +221,14 @@ def last_calls(space: pb.AddressSpace, written: Sequence[bool]) -> Iterator[Call
 def clear(scratch: range, kept: Iterable[Range]) -> Iterator[Call]:
     """Unmap everything but the scratch mapping and `kept`.
 
-    First it has no arguments and no environment any more: they lay on torpor-init's stack. If a process that is looked
-    at by ps(1) has its own stack less than a stack's limit above them, the kernel would let that grow down to where
-    they were (mm/memory.c, __access_remote_vm(), 6.5).
+    First set the addresses of its arguments and its environment, which were on torpor-init's stack, to the scratch
+    mapping. Otherwise, if ps(1) reads them while the process's own stack lies above them by less than the stack limit,
+    the kernel lets that stack grow down to them (mm/memory.c, __access_remote_vm(), 6.5).
     """
     at = scratch.start
     content = _MM_MAP.pack(at, at + PAGE, at, at, at + PAGE, at + PAGE, *[at] * 5, 0, 0, _NO_FILE)
     arguments = (PR_SET_MM, PR_SET_MM_MAP, content, _MM_MAP.size, 0)
-    yield Call(NR.prctl, arguments, 0, "taking leave of torpor-init's arguments")
+    yield Call(NR.prctl, arguments, 0, "dropping torpor-init's arguments")
     for start, end in subtract([(0, TASK_SIZE)], union([(scratch.start, scratch.stop), *kept])):
         yield Call(NR.munmap, (start, end - start), 0, "unmapping what is not the process's own")
 
@@ -409,7 +409,7 @@ _NOT_INIT = [(16 << 20, TASK_SIZE - (64 << 30))]
 def free_range(spaces: Sequence[pb.AddressSpace], here: vdso.Vdso, size: int) -> range:
     """An address range that no mapping of these spaces and of torpor-init uses.
 
-    It is where no kernel maps anything by itself; if programs use all of that, in the middle of the largest gap.
+    It lies where no kernel maps anything by itself or, if programs use all of that, in the middle of the largest gap.
 
     Raises:
         RestoreFailed: there is none.
@@ -423,6 +423,6 @@ def free_range(spaces: Sequence[pb.AddressSpace], here: vdso.Vdso, size: int) ->
             return range(start, start + size)
     start, end = max(subtract(_NOT_INIT, used), key=lambda gap: gap[1] - gap[0], default=(0, 0))
     if end - start < size:
-        raise RestoreFailed(f"its processes leave no {size >> 20} MiB of their address spaces free to restore from")
+        raise RestoreFailed(f"a restore needs {size >> 20} MiB of addresses that all processes of the tree leave free")
     start += (end - start - size) // 2 // PAGE * PAGE
     return range(start, start + size)

@@ -2,7 +2,7 @@
 
 A child shares its parent's memory copy-on-write. So a process with children first gets, at each address, the content
 that most of its descendants have, in mappings that cover those of all of them. The children inherit these. Each process
-keeps those of its mappings in which something is right, drops and overwrites what is not, and maps the others anew.
+keeps an inherited mapping if some of its pages are right, drops and overwrites the wrong ones, and maps the rest anew.
 
 The image shows what is shared: a page of one block at one address in two processes that run the same program since the
 same execve. Different blocks are compared page by page, since written pages are mostly few and scattered.
@@ -40,7 +40,7 @@ Peek = Callable[[int, int, int], bytes]
 MOST_HULLS = 4096
 """The most mappings to pass on: a process may not have many more than 65530 in all (vm.max_map_count)."""
 WORTH = 8
-"""At least one page must be saved per this many that are filled before the births, which one thread does."""
+"""For this many pages that are filled before the births, by a single thread, at least one page must be saved."""
 _TRIES, _SAMPLE = 64, 16
 """After this many comparisons without an equal page only every 16th block is compared."""
 _COMPARED = 256
@@ -87,11 +87,11 @@ class Share:
     given: list[Piece] = field(default_factory=list)
     """What it fills before it has children."""
     kept: list[Range] = field(default_factory=list)
-    """Those of its own mappings that it has inherited, by address. It unmaps the rest when its children are born."""
+    """The inherited mappings that are its own, by address. It unmaps the others when its children are born."""
     stale: list[Range] = field(default_factory=list)
-    """Ranges in those with inherited pages, where it has none itself."""
+    """Ranges of the `kept` mappings with inherited pages, where it has none itself."""
     left: list[Piece] = field(default_factory=list)
-    """What must still be written to those."""
+    """What must still be written to the `kept` mappings."""
 
 
 def find(
@@ -128,7 +128,10 @@ def rest(share: Share, table: pb.PageTable) -> Iterator[Piece]:
 
 
 def _kin(image: pb.Tree, blocks: BlockTable) -> list[list[pb.Process]]:
-    """Processes that run one program since one execve, which alone sets these; those with the most pages first."""
+    """Groups of processes that run one program since one execve; the group with the most pages comes first.
+
+    Only execve sets the auxiliary vector and the start of the stack, so these tell one execve from another.
+    """
     kin: dict[tuple[bytes, int], list[pb.Process]] = defaultdict(list)
     for process in image.processes:
         if not process.zombie and _is_sound(process.memory.pages, blocks):
@@ -333,7 +336,7 @@ class _Settled:
         self._stale: dict[int, list[Range]] = {}
         self._left: dict[int, list[Piece]] = {}
         self.saved = 0
-        """How many pages fewer are filled in all than if each process filled its own."""
+        """How many pages are saved, compared to each process filling its own."""
         if len(parts) > 1:
             self._settle()
 

@@ -68,8 +68,9 @@ def _up(value: int, align: int) -> int:
 
 
 _LEADS_ELSEWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
-"""What open(2) says of a path that no longer leads to a file: a file is in the place of a directory, or a socket in its
-own."""
+"""Errors of open(2) for a path that no longer leads to the file: it is gone, or a directory of the path is a file now
+(ENOTDIR), or a socket is in its place (ENXIO), or symbolic links stand in the way (ELOOP).
+"""
 
 
 class _Known(NamedTuple):
@@ -108,7 +109,7 @@ class MappedFiles:
         if found is not None:
             return found
         if path in self.gone:
-            raise CheckpointFailed(f"two programs of the tree were called {os.fsdecode(path)}, and are gone")
+            raise CheckpointFailed(f"two programs of the tree were called {os.fsdecode(path)}, and both files are gone")
         self.gone[path] = fd = os.open(link, os.O_RDONLY | os.O_CLOEXEC)
         self._indexes[_Known(path, inode)] = found = self._put(path, fd)
         return found
@@ -166,7 +167,7 @@ def validate(image: pb.Tree, openers: Openers) -> Iterator[Reason]:
             elif index in data:
                 yield from _validate_size(subject, image, index, status.st_size)
                 if (file.dev, file.ino) in written and fingerprints.change(file, fd, in_place=True) is Change.CHANGED:
-                    why = "it was changed since: what it held then is not what it holds now"
+                    why = "it was changed since the checkpoint: its content is not the same"
                     yield Reason(subject, why, "put the old file back", changed=True)
             elif file.build_id and build_id(fd) != file.build_id:
                 yield Reason(subject, "it is another build than the one in memory", "install that version again")
@@ -249,7 +250,7 @@ Mapped: TypeAlias = tuple[int, int]
 
 
 def mapped_both_ways(image: pb.Tree) -> set[Mapped]:
-    """Files and shared memory that are opened for writing, but that some have mapped from a read-only descriptor.
+    """Files and shared memory that are opened for writing, but that some processes mapped by a read-only descriptor.
 
     Nobody may make such a mapping writable (mm/mmap.c: no VM_MAYWRITE).
     """
@@ -289,7 +290,7 @@ def open_for_reading(image: pb.Tree, opened: Mapping[int, Mapping[int, int]], ba
     except OSError as error:
         for fd in found.values():
             os.close(fd)
-        raise RestoreFailed(f"what is mapped cannot be opened for reading alone: {error.strerror}") from error
+        raise RestoreFailed(f"a mapped file or memory cannot be opened read-only: {error.strerror}") from error
     return found
 
 

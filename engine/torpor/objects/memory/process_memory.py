@@ -95,7 +95,7 @@ def _end_of_file(pid: int, mapping: procfs.Mapping, guards: Sequence[Range]) -> 
 
 
 def _cut(space: pb.AddressSpace, end: int, empty: int) -> None:
-    """Let the last mapping of an image be one of memory `empty`, which has no pages, from `end` on."""
+    """From `end` on, make the last mapping of an image one of the shared memory `empty`, which has no pages."""
     behind = pb.Vma()
     behind.CopyFrom(space.vmas[-1])
     behind.kind, behind.shared, behind.start = pb.Vma.MEMORY_PRIVATE, empty, end

@@ -175,7 +175,7 @@ class SharedMemory:
         for mapping, segment, new in wanted:
             end = mapping.offset + mapping.end - mapping.start
             if mapping in there:
-                new = intersection(there[mapping], new)  # noqa: PLW2901  without what nobody has created
+                new = intersection(there[mapping], new)  # noqa: PLW2901  skip pages that do not exist
             complete = shared_mappings.read(pid, mapping, new, segment.room(new))
             if _may_be_cut(mapping) and not (complete and new and new[-1][1] == end):
                 readable = memory.readable_end(pid, mapping.start, mapping.end)
@@ -224,7 +224,7 @@ class SharedMemory:
 
     @property
     def nameless(self) -> set[Key]:
-        """What no other process could find by a name."""
+        """The memory that has no name by which another process could open it."""
         return {
             key
             for key, segment in self.segments.items()
@@ -461,7 +461,7 @@ def _late_seals(shared: pb.SharedMemory) -> int:
 
 
 def seal(image: pb.Tree, opened: Callable[[int], int]) -> None:
-    """Add the seals that forbid what building the tree did.
+    """Add the seals that would have kept the tree from being built.
 
     Args:
         image: the tree, which is built.

@@ -120,7 +120,7 @@ def unsupported(pid: int, found: Sequence[procfs.Mapping], here: Vdso) -> str:
     """
     names = [one.name for one in found]
     if len(set(names)) != len(names) or any(one.name not in here.parts for one in found):
-        return "it has parts of its vDSO more than once, or in pieces"
+        return "it has mapped parts of its vDSO more than once, or in pieces"
     parts = [(one, here.parts[one.name]) for one in found]
     if any(one.end - one.start != end - start for one, (start, end) in parts):
         return "it has unmapped a part of its vDSO's code or data"
@@ -168,7 +168,7 @@ def validate(name: str, process: pb.Process, here: Vdso) -> Iterator[Reason]:
     holes = space.vdso_holes
     whole = [(space.vvar, space.vdso_end)]
     if len(holes.starts) != len(holes.counts) or subtract(sorted(_holes(space)), whole):
-        raise ImageDamaged(f"{name}: it has unmapped what is not its vDSO")
+        raise ImageDamaged(f"{name}: its list of unmapped parts of the vDSO has addresses outside of the vDSO")
     if old == here.content or not has_code(space):
         return
     if holes.starts:

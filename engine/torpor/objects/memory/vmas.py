@@ -112,7 +112,7 @@ def _vdso_reason(pid: int, found: Sequence[FlaggedMapping]) -> str:
 
 
 def _only_noted(pid: int, watched: Sequence[Mapping]) -> set[Mapping]:
-    """Protected mappings whose writes the kernel only notes, without making the process wait: ours."""
+    """Write-protected mappings whose writes the kernel records without stopping the process: those of a series."""
     if not watched:
         return set()
     with PageMap(pid) as pages:
@@ -130,7 +130,7 @@ def _page_reason(vma: FlaggedMapping) -> str:
     if vma.protection_key:
         return f"it has the protection key {vma.protection_key} (pkey_mprotect, or memory for execution only), not kept"
     if HUGETLB in vma.flags and (vma.mapping.shared or vma.mapping.name != _ANONYMOUS_HUGE):
-        return "it is huge pages of hugetlbfs, shared or of a file, which are not kept: only private ones are"
+        return "it has huge pages of hugetlbfs that are shared or of a file, which are not kept: only private ones are"
     return ""
 
 

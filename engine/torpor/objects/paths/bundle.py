@@ -104,7 +104,7 @@ def _store_all(image: pb.Tree, out: PageWriter) -> Iterator[Reason]:
             described.content.digest, described.content.whole = digest, True
         if (now.st_size, now.st_mtime_ns) != (size, mtime_ns) and not (may_grow and now.st_size > size):
             why = "it changed during the checkpoint, so its content at the freeze is unknown"
-            yield Reason(subject, why, "save it when nothing changes what it holds", passing=True)
+            yield Reason(subject, why, "try again while no program changes it", passing=True)
 
 
 def _wanted(image: pb.Tree) -> dict[bytes, tuple[int, int, bool]]:
@@ -279,7 +279,7 @@ def _remove_folder(path: bytes, opener: Opener) -> None:
 def _put_back(bundled: pb.Bundle, reader: SnapshotReader, owner: tuple[int, int], opener: Opener) -> None:
     """Write it under another name first: if the restore is killed, nothing incomplete has the file's name."""
     if OF_KERNEL.match(bundled.path) or not bundled.path.startswith(b"/"):
-        raise RestoreFailed(f"no file is called {bundled.path!r}")
+        raise RestoreFailed(f"the image has a bundled file with an impossible name: {bundled.path!r}")
     draft = os.path.join(os.path.dirname(bundled.path), b".torpor-" + blake3(bundled.path).hexdigest()[:16].encode())
     fd = _draft(draft, opener)
     try:

@@ -6,9 +6,9 @@ RESOLVE_IN_ROOT), never by the same name outside.
 
 *The credentials.* Root opens for a user's tree only what that user may open now: with the process's file system user
 and group, its supplementary groups and its capabilities (credentials(7)). It follows no symbolic link, since the paths
-that the kernel shows at a checkpoint have none. A file that was opened before the program gave up root's privileges (a
-daemon's log), the process may not open itself. Root opens it instead if it has the device and inode in the image, which
-root itself has written.
+that the kernel shows at a checkpoint have none. A program may have opened a file, such as a daemon's log, before it
+gave up root's privileges, so that it may not open the file itself any more. Root opens such a file in its place if the
+file still has the device and inode that the image says, which root itself has written.
 """
 
 from __future__ import annotations
@@ -230,10 +230,10 @@ class Opener:
                 continue
             except OSError as error:
                 if error.errno == errno.ELOOP and resolve & RESOLVE_NO_SYMLINKS and not flags & os.O_NOFOLLOW:
-                    why = "a symbolic link stands in its path, and for another user none is followed"
+                    why = "its path has a symbolic link, and root follows none when it opens a file for another user"
                     raise OSError(errno.ELOOP, why) from None
                 raise
-        raise OSError(errno.EAGAIN, "something is renamed above it again and again")
+        raise OSError(errno.EAGAIN, "directories of its path were renamed each time it was opened")
 
     def _call(self, rights: FileRights, nr: int, *args: Argument) -> int:
         if rights == self._own:

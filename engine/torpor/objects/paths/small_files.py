@@ -11,7 +11,7 @@ image has the content of a file that
 * has at most `limit` bytes: $TORPOR_SMALL_FILES, 4 MiB if that is not set; 0 keeps none.
 
 Its file system does not matter, except that files of /dev/shm are always kept. It is copied under the freeze, so that
-it fits to the memory: four files of the maximal size lengthen the pause by about 10 ms, and no more are taken. A file
+it matches the memory: four files of the maximal size lengthen the pause by about 10 ms, and no more are taken. A file
 with a lease is left out, since opening it would break the lease. They are restored like bundled files
 (`torpor.objects.paths.bundle`): a missing one is made again.
 """

@@ -29,8 +29,8 @@ UNKNOWN_PID = -1
 MAX_PID = 1 << 22
 """PID_MAX_LIMIT (include/linux/threads.h)."""
 _OF_A_WAKE, _LOOKED_AT = 100, 10_000
-"""How far above a tree's PIDs to look. Whoever restores the tree right after it was saved uses the first of them, and
-some kernels have few PIDs.
+"""How far above a tree's PIDs to look. A restore right after the save uses the first of these for its own processes,
+and some kernels have few PIDs.
 """
 INIT_SESSION = 0
 """The session or group of init, which is not one of the tree's."""
@@ -51,7 +51,7 @@ class Member:
     early: list[Member] = field(default_factory=list)
     """Children that are born before it leaves its parent's session; `children` has them too."""
     starts_group: bool = False
-    """A process is in the group with its PID, maybe not itself: it creates that group, and may leave it later."""
+    """It creates the process group with its PID, since some process is in that. It may leave the group later."""
     only_group: bool = False
     """A stand-in that ends when all have joined its group or were born in its session: these live on without it."""
     holder: Member | None = None
@@ -79,7 +79,7 @@ class Member:
 
     @property
     def heirs(self) -> list[Member]:
-        """Its children when all are born and those stand-ins have ended whose children are reparented."""
+        """Its children when all are born and the stand-ins have ended that leave their children to an ancestor."""
         return [child for child in self.children if not child.adopter] + self.adopted
 
     def walk(self) -> Iterator[Member]:
@@ -321,17 +321,17 @@ def _validate(image: pb.Tree, by_pid: dict[int, Member]) -> Iterator[Reason]:
             yield Reason(name, f"its parent {process.ppid} is not in the image before it")
         known.add(process.pid)
         if process.exit_signal > 65:
-            yield Reason(name, f"its parent gets an invalid signal at its end: {process.exit_signal - 1}")
+            yield Reason(name, f"the signal for its parent when it ends is invalid: {process.exit_signal - 1}")
 
 
 def _parted(image: pb.Tree, by_pid: dict[int, Member]) -> Iterator[Reason]:
-    """Processes that have from their parent what only a birth gives, and must be born below another process."""
+    """Find processes that share with their parent what only clone(2) can, but must be born below another process."""
     for process in image.processes:
         parent = by_pid[process.pid].parent
         if (process.shares_fds or process.shares_fs or process.exit_signal) and (
             not parent or parent.pid != process.ppid
         ):
-            why = "it shares something with its parent (clone(2)), and could not be born by it into its session"
+            why = "it shares something with its parent (clone(2)), which cannot create it in its session"
             yield Reason(f"process {process.pid}", why, "this is not restored yet")
 
 
@@ -367,6 +367,6 @@ def _order(top: Member) -> None:
 
 
 def _no_order(member: Member) -> RestoreRefused:
-    why = f"it lives in session {member.sid}, into which nobody above it can have borne it"
+    why = f"it is in session {member.sid}, and none of its ancestors could have created it there"
     reason = Reason(f"process {member.pid}", why, "this is not restored yet")
     return RestoreRefused("the tree cannot be built", [reason])

@@ -50,14 +50,15 @@ def of(root: int) -> list[int]:
 
 
 def seen(root: int) -> list[int]:
-    """The same with those that have ended, whose children have become daemons with that: after this look, perhaps."""
+    """The same, and those that have ended: their children become daemons too, perhaps only after this look."""
     return [pid for pid in _fallen(root) if _is_open(pid)]
 
 
 def notices(root: int) -> list[str]:
     """Notices for the daemons that cannot be kept."""
     return [
-        f"{describe_process(pid)}, which the job has left in the background, is not kept: its rights are not its user's"
+        f"{describe_process(pid)}, which the job has left in the background, is not kept: its user may not read it"
+        " (a setuid or setgid program, or one that forbids it)"
         for pid in _fallen(root)
         if not (procfs.is_ending(pid, pid) or _is_open(pid))
     ]
@@ -77,7 +78,7 @@ def _fallen(root: int) -> list[int]:
 
 
 def inits(root: int) -> list[int]:
-    """The stand-ins above a job's root, which are clones of its init and have the same arguments, and init at last."""
+    """The torpor-inits above a job's root: stand-ins, which are clones of init with its arguments, and then init."""
     found: list[int] = []
     while is_init(above := procfs.stat(found[-1] if found else root).ppid):
         if found and _words(above) != _words(found[-1]):

@@ -99,9 +99,9 @@ def validate(image: pb.Tree, host: Probe) -> Iterator[Reason]:
 
 
 def _lie_elsewhere(needed: pb.Host, host: Probe) -> bool:
-    """Whether register sets have other offsets here, as Intel's and AMD's have, as far as the size of all shows it."""
+    """Whether register sets have other offsets here (Intel's and AMD's differ), as far as their total size shows."""
     if (needed.xfeatures, needed.xsave_size) == (host.xfeatures, host.xsave_size):
         return False
     size: int = lib.tp_xsave_size(needed.xfeatures & host.xfeatures)
-    # Without AMX here it is not known how large the others are there.
+    # If the image's host has AMX and this one has not, the size of the other sets on the image's host is not known.
     return size > needed.xsave_size if needed.xfeatures & ~host.xfeatures else size != needed.xsave_size

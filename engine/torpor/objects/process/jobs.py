@@ -20,14 +20,18 @@ from torpor.util.job_names import job_name
 
 How = Literal["run", "woken", "kernel", "slurm"]
 _CLOCK_SET: Final = 10**9
-"""Nanoseconds by which the wall clock may have been set since: a beginning is told by the time since the boot."""
+"""By how many nanoseconds the wall clock may have been set since a job began: `began` is computed from the time since
+the boot.
+"""
 WITH_VALUE: Final = frozenset(
     [
         *("--every", "--files", "--keep-last", "--mpi", "--on-refused", "--on-timeout", "--rollback-files"),
         *("--script", "--store"),
     ]
 )
-"""Options of `torpor run` that the next word belongs to: the job's command begins with the first word of its own."""
+"""Options of `torpor run` that take the next word as their value. The job's command begins with the first word that is
+neither an option nor such a value.
+"""
 _PID: Final = re.compile(r"\(PID (\d+)\)", re.ASCII)
 
 
@@ -112,7 +116,7 @@ def _job(init: int, root: int) -> RunningJob:
         store = environment.get("TORPOR_STORE") or (default_path() if own else "")
     slurm_job = environment.get("SLURM_JOB_ID", "") if how == "run" else ""
     directory = os.path.join(store, "slurm", f"{environment.get('SLURM_CLUSTER_NAME', 'cluster')}-{slurm_job}")
-    if slurm_job and store and os.path.isdir(directory):  # else it is none that Torpor supervises: of salloc, say
+    if slurm_job and store and os.path.isdir(directory):  # else Torpor does not supervise it, as with salloc
         how, store = "slurm", directory
     every = None
     with suppress(ValueError):
@@ -132,7 +136,7 @@ def _job(init: int, root: int) -> RunningJob:
 
 
 def _command(words: Sequence[bytes]) -> list[str]:
-    """The words of a `torpor run` or `torpor restore` from that word on, without those of the job; none of others."""
+    """The arguments of a torpor command from `run` or `restore` on, without the job's own; empty for other programs."""
     if b"torpor" not in map(os.path.basename, words[:2]):
         return []
     own = [os.fsdecode(word) for word in words]

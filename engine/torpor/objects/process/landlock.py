@@ -1,4 +1,4 @@
-"""Landlock domains, which restrict a process's access to files and other processes. Only the process itself notices.
+"""Landlock domains, which restrict a process's access to files and other processes. Only a process inside can tell.
 
 Refused: a process in a domain that we are not in, if that can be found out.
 

@@ -31,7 +31,7 @@ PR_GET_MEMORY_MERGE, PR_SET_MEMORY_MERGE = 68, 67
 MADV_MERGEABLE, MADV_UNMERGEABLE = 12, 13
 MEMBARRIER_CMD_GET_REGISTRATIONS = 512
 _BARRIERS = (8, 32, 128)
-"""MEMBARRIER_CMD_PRIVATE_EXPEDITED and the like. Only who is registered may call them, by the command twice as high."""
+"""MEMBARRIER_CMD_PRIVATE_EXPEDITED and the like. A process must register first, by the command of twice the number."""
 ARCH_GET_XCOMP_PERM, ARCH_REQ_XCOMP_PERM = 0x1022, 0x1023
 _XTILE_DATA = 18
 """The only xsave component that a process must request (Documentation/arch/x86/xstate.rst)."""

@@ -222,8 +222,8 @@ def install(numbers: Sequence[int], filters: Sequence[pb.Filter]) -> Iterator[Ca
 
 
 class Filters(ThreadPart[None, None]):
-    """A thread's own filters. The plan installs them: first those that all threads have (`common`), which is looked for
-    once in a process.
+    """A thread's own filters. The plan installs them: first those that all threads have (`common`), which it determines
+    once for a process.
     """
 
     def ask(self, batch: Batch) -> None:
@@ -251,7 +251,7 @@ def has_own(image: pb.Tree) -> bool:
 
 
 def validate_form(image: pb.Tree) -> Iterator[str]:
-    """What a checkpoint would not have written so."""
+    """What in an image no checkpoint would have written."""
     for one in image.filters:
         count, rest = divmod(len(one.code), bpf.INSTRUCTION.size)
         if rest or not 0 < count <= _MAX_INSTRUCTIONS:
@@ -272,6 +272,6 @@ def warnings(image: pb.Tree) -> Iterator[str]:
     """How the filters around the tree differ from before, for the user."""
     before, here = image.host.filters, own()
     if before > here:
-        yield f"the job was under {_filters(before)} (seccomp), and is under {here} here: it may do more than it might"
+        yield f"the job was under {_filters(before)} (seccomp), and is under {here} here: it may do more than before"
     elif before < here:
         yield f"the job is under {_filters(here)} (seccomp) here, and was under {before}: calls that it makes may fail"

@@ -51,7 +51,8 @@ def shown(text: bytes) -> str:
 def unsupported(name: str, label: str, home: str) -> Iterator[Reason]:
     """Refuse a process or thread whose label differs from that of the tree's root."""
     if label != home:
-        why = f"its security label is {_quoted(label)}, that of the tree's root {_quoted(home)}: woken they have one"
+        labels = f"its security label is {_quoted(label)}, that of the tree's root {_quoted(home)}"
+        why = f"{labels}: after a wake both have the label of whoever wakes them"
         yield Reason(name, why, _ADVICE)
 
 
@@ -66,7 +67,7 @@ def warnings(image: pb.Tree) -> Iterator[str]:
     """How the label differs from before, for the user."""
     here = of("self")
     if image.host.label != here:
-        what = "it may do what it might not" if not here else "what it does may be denied now"
+        what = "it may do what was denied before" if not here else "what it does may be denied now"
         yield f"its security label was {_quoted(image.host.label)}, and is {_quoted(here)} here: {what}"
 
 

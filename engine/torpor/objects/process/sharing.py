@@ -3,10 +3,10 @@
 Kept: a table of descriptors, or a current directory with root directory and umask, that children share with their
 parent (clone(2) with CLONE_FILES or CLONE_FS): they are born so again.
 
-Refused: processes that share memory without being threads (CLONE_VM), or anything with others than their parents, since
-the process between them has ended or has its own now; and threads with a current directory, namespaces, ids or
-capabilities of their own (unshare(2), setns(2), capset(2), raw setuid calls). Threads with descriptors of their own are
-refused in descriptors.py.
+Refused: processes that share memory without being threads (CLONE_VM); processes that share anything with others than
+their parents, because the process between them has ended or no longer shares it; and threads with a current directory,
+namespaces, ids or capabilities of their own (unshare(2), setns(2), capset(2), raw setuid calls). Threads with
+descriptors of their own are refused in descriptors.py.
 
 Documented in: clone(2), unshare(2), kcmp(2), capabilities(7).
 """
@@ -65,7 +65,7 @@ def clone_flags(process: pb.Process) -> int:
 
 
 def validate_form(process: pb.Process) -> Iterator[str]:
-    """What is not as in any checkpoint."""
+    """What in an image no checkpoint would have written."""
     if process.shares_fds and process.fds:
         yield "it has its parent's descriptors, and others"
     if process.zombie and clone_flags(process):

@@ -111,7 +111,7 @@ class Allowed:
     speculation: tuple[int, ...]
     """The result of PR_GET_SPECULATION_CTRL for each mitigation."""
     may_leave_idle: int
-    """With which nice value, or a higher one, a thread may leave SCHED_IDLE for another policy."""
+    """The lowest nice value with which a thread may leave SCHED_IDLE for another policy."""
     clamps: bool
     """Whether the kernel can clamp utilization."""
     processors: frozenset[int]
@@ -120,7 +120,7 @@ class Allowed:
     """The restorer's own nice value."""
     may_lower_nice: bool
     scheduler: int
-    """The restorer's own policy, which threads inherit; so they do what follows."""
+    """The restorer's own policy. Threads inherit it, and what the next fields say."""
     slice_chosen: bool
     """Whether it has, or may have, a time slice other than the usual one."""
     clamped: bool
@@ -206,7 +206,7 @@ class ThreadAttributes(ThreadPart[Asked, Allowed]):
         out.scheduler = replies.result(asked.scheduler)
         mask = int.from_bytes(replies.output(asked.affinity, 2), "little")
         bound = {cpu for cpu in range(mask.bit_length()) if mask >> cpu & 1}
-        # All that there are for who saves it, a batch job's allocation say: on another host those are others.
+        # Nothing if it may use all processors that we may, such as a job's allocation: elsewhere these are others.
         out.affinity.extend(sorted(bound) if bound != os.sched_getaffinity(0) else ())
         out.rt_priority = int.from_bytes(replies.output(asked.parameters, 1), "little")
         if replies.result(asked.attributes) == 0:
@@ -247,10 +247,10 @@ class ThreadAttributes(ThreadPart[Asked, Allowed]):
         if thread.affinity and not host.processors.intersection(thread.affinity):
             yield "none of the processors that it was bound to is allowed here"
         if not _may_leave_idle(thread, host):
-            yield "it has SCHED_IDLE, as who wakes it: to leave that needs a privilege (RLIMIT_NICE)"
+            yield "it has SCHED_IDLE, like the process that wakes it: leaving it needs a privilege (RLIMIT_NICE)"
         elif not _may_schedule(thread, host):
             what = REAL_TIME.get(thread.scheduler, "its scheduling policy")
-            yield f"{what} with priority {thread.rt_priority} needs a privilege (RLIMIT_RTPRIO): it has none now"
+            yield f"it has lost {what} with priority {thread.rt_priority}, which needs a privilege (RLIMIT_RTPRIO)"
         if not _may_have_io_priority(thread, host):
             yield "its real-time I/O priority needs a privilege: it has the usual one now"
         if thread.clamp_most and not host.clamps:
@@ -304,7 +304,7 @@ def _set_slice(nice: int, length: int) -> Call:
 
 
 def _slice(nice: int, length: int) -> bytes:
-    """What to give to sched_setattr(2) for a time slice, which sets the nice value with it."""
+    """The struct sched_attr that sets a time slice. sched_setattr(2) sets the nice value with it."""
     return ATTRIBUTES.pack(ATTRIBUTES.size, 0, _KEEP_POLICY, nice, 0, length, 0, 0, 0, 0)
 
 
@@ -376,8 +376,8 @@ def own_attributes() -> Attributes:
 def usual_slice() -> int:
     """The time slice of threads that have chosen none, in nanoseconds; 0 before Linux 6.12.
 
-    This process may have chosen one. So a thread of its own lets go of it, and looks; where none can be started, this
-    thread's is taken for the usual one.
+    This process may have chosen one itself. So a new thread resets its slice and reads what it gets. If no thread can
+    be started, this thread's slice is taken for the usual one.
     """
     own = own_attributes()
     found = [own.runtime]

@@ -211,15 +211,15 @@ def _unsupported(seen: Seen, home: Mapping[str, str], label: str) -> list[Reason
     for kind, pending in of_children.items():
         if pending != here[kind]:
             which = "a new" if pending is None else "another"
-            why = f"its next children are to live in {which} {kind} namespace (unshare(2), setns(2)), which is not kept"
+            why = f"its next children will be in {which} {kind} namespace (unshare(2), setns(2)), which is not kept"
             reasons.append(Reason(seen.name, why, "checkpoint it before that, or what lives there by itself"))
     return reasons
 
 
 def _elsewhere(root: Seen, home: Mapping[str, str]) -> Iterator[Reason]:
-    """Say that a whole tree lives in a container: its network, its host name or its user ids would be others.
+    """Refuse a whole tree in a container: after a wake its network, its host name or its user ids would be others.
 
-    One in a capsule has the networks and the host name of others.
+    A capsule has a user namespace of its own, but the network and the host name of the processes around it.
     """
     ours = _namespaces(os.getpid())
     for kind in ("net", "uts") if _is_in_capsule(root.pid, home) else ("net", "uts", "user"):
@@ -311,7 +311,7 @@ def describe_zombie(grabbed: Texts, parent: int, image: pb.Process) -> None:
 
 
 def notices_of_zombie(grabbed: Texts) -> Iterator[str]:
-    """Say what its parent will be told otherwise after a restore, where nothing can be made to leave a core dump."""
+    """Say what its parent will see differently after a restore, which cannot make a process that leaves a core dump."""
     if int(grabbed.stat.fields[_EXIT_CODE - 1]) & _CORE_DUMPED:
         yield f"the parent of {describe_process(grabbed.pid)} will not be told that it left a core dump (WCOREDUMP)"
 

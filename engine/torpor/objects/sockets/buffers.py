@@ -61,7 +61,7 @@ def let_go_of_size(sock: socket.socket) -> None:
 
 
 def smaller(image: pb.Tree) -> Iterator[str]:
-    """Say for whom wakes the tree which buffers are larger than he may make them on this host."""
+    """Warn about buffers that come back smaller, since this user may not make them as large on this host."""
     for name, (what, limit) in _NAMES.items():
         if not (sizes := [size for one in image.descriptions for size in _sizes(one, name)]):
             continue

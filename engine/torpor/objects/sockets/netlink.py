@@ -113,7 +113,7 @@ class Netlink(Kind[NetlinkState]):
                 _bound(netlink).close()
             except OSError as error:
                 why = f"it cannot have its port {netlink.port} again: {error.strerror}"
-                advice = "end who has it" if error.errno == errno.EADDRINUSE else ""
+                advice = "end the program that has it" if error.errno == errno.EADDRINUSE else ""
                 yield Reason(f"a netlink socket ({PROTOCOLS[netlink.protocol]})", why, advice)
 
     def make(self, description: Description, opening: Opening) -> int:

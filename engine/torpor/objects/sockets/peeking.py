@@ -1,13 +1,14 @@
-"""Looks at the queue of a socket that take nothing out of it (MSG_PEEK, and SO_PEEK_OFF, see socket(7)).
+"""Look at the queue of a socket without taking anything out of it (MSG_PEEK, and SO_PEEK_OFF, see socket(7)).
 
 The offset is set for that moment only; if the dumper is killed then, it stays set, which only a program that peeks at
 its queue could notice.
 
-Of messages (datagrams, packets) a look without an offset shows the first, whatever it is. Behind that one the kernel
-shows an empty message once, and passes over it in every later look (net/core/datagram.c, __skb_try_recv_from_queue).
-So a look that has seen such a one leaves a note for the next in the socket: as SO_PEEK_OFF, of which Linux takes any
-negative number for "off" (sk_peek_offset in net/core/sock.c). The note is -2 minus the number of messages that lay
-behind the last empty one. As long as that one is there, so are these, and one in front of them.
+In a queue of messages (datagrams, packets), a peek without an offset shows the first message, even if it is empty. An
+empty message further back is shown once: every later peek skips it (net/core/datagram.c, __skb_try_recv_from_queue).
+So a look that has seen such a message leaves a note for the next look. It stores the note in the socket, as
+SO_PEEK_OFF: Linux takes any negative number for "off" (sk_peek_offset in net/core/sock.c). The note is -2 minus the
+number of messages behind the last empty one. While that is in the queue, so are these messages, and one in front of
+them.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ class Look:
 
     @property
     def may_have_missed(self) -> bool:
-        """Whether an empty message may lie in the queue that an earlier look has seen, and this one was not shown."""
+        """Whether the queue may have an empty message that the kernel showed to an earlier look but not to this one."""
         return self._before <= _NOTE and len(self._sizes) > _NOTE - self._before
 
     def _note(self) -> int:

@@ -4,7 +4,7 @@
 listener    bound and listening again, with its options; connections from outside that nobody has accepted
             yet are lost
 inside      both ends in the tree: connected again between the same addresses, with what was received and
-            not yet read, and with shutdowns. What is under way is brought to its end first
+            not yet read, and with shutdowns. Data in flight is delivered first
             (`torpor.objects.sockets.tcp_flow`); refused if there is no room for it.
 pending     one end in the tree, which has sent nothing, and a listener of the tree that has not accepted it:
             connected again, in no certain order. Refused if it has sent something: nobody can read that.

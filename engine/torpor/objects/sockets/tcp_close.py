@@ -51,7 +51,7 @@ def tell(sock: socket.socket, here: Address, there: Address, sequence: int, ackn
     deadline = time.monotonic() + PATIENCE
     while common.getsockopt(sock.fileno(), socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != State.CLOSE_WAIT:
         if time.monotonic() > deadline:
-            raise RestoreFailed(f"the kernel does not take the end of the TCP connection to {there}")
+            raise RestoreFailed(f"the kernel did not accept the peer's FIN on the TCP connection to {there}")
         os.sched_yield()
 
 

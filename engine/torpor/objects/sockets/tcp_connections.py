@@ -369,7 +369,7 @@ def _fill(sender: socket.socket, receiver: socket.socket, content: bytes) -> int
     if not content:
         return 0
     sender.setblocking(False)
-    # An accepted end has its listener's size, which it keeps at the end, and which lets no buffer grow.
+    # An accepted end has its listener's buffer sizes, with which no buffer grows. It gets its own sizes at the end.
     buffers.let_go_of_size(receiver)
     if len(content) > receiver.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF):
         tcp_flow.make_room(sender, receiver, len(content))

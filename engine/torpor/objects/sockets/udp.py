@@ -77,7 +77,7 @@ class UdpState:
     memberships: list[Membership]
     """Memberships in multicast groups."""
     unsent: int = 0
-    """The bytes that were written and have not left the host: held back (UDP_CORK, MSG_MORE), but for moments."""
+    """The bytes that were written and have not left the host. If they stay, they are held back (UDP_CORK, MSG_MORE)."""
     messages: list[tuple[bytes, bytes]] = field(default_factory=list)
     """Unread datagrams, each with its sender's struct sockaddr."""
     may_lack: bool = False
@@ -147,7 +147,7 @@ class Udp(Kind[UdpState]):
         state = held.state
         yield from common.unsupported(state.socket, tree.asked(held.holders[0].pid))
         if state.failed and not state.shut_read and state.socket.events & select.POLLIN:
-            why = "datagrams wait in it behind an error (ICMP), which a look at them would take out"
+            why = "datagrams wait in it behind an error (ICMP), which reading them would consume"
             yield Unsupported(why, "read the error, or try again", passing=True)
         if state.messages and any(state.socket.options.get(UDP_GRO, b"")):
             yield Unsupported(
@@ -157,7 +157,8 @@ class Udp(Kind[UdpState]):
         for sender in dict.fromkeys(addresses.address(sender) for _, sender in state.messages):
             if not any(_is_at(own, sender) for own in ours) and (why := _why_not_ours(sender)):
                 yield Unsupported(
-                    f"datagrams from {sender} wait in it, and only who has that address could send them again: {why}",
+                    f"datagrams from {sender} wait in it, and nothing in the tree has that address to send them again:"
+                    f" {why}",
                     "read them, or try again",
                     passing=True,
                 )
@@ -190,7 +191,7 @@ class Udp(Kind[UdpState]):
             yield f"empty datagrams that wait in UDP sockets may be missing in the snapshot, as {why}: {some(lacking)}"
 
     def spared(self, description: Description) -> bool:
-        """Always: it has its address, at which others may have sent to it already."""
+        """Always: once it has its address, other programs may have sent datagrams to it."""
         return True
 
     def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
@@ -227,7 +228,9 @@ class Udp(Kind[UdpState]):
         for sender in senders:
             if not any(own and _is_at(own, sender) for own in ours) and (why := _why_not_ours(sender)):
                 yield Reason(
-                    f"the address {sender}", f"datagrams that were not read came from it, and {why}", "end who has it"
+                    f"the address {sender}",
+                    f"datagrams that were not read came from it, and {why}",
+                    "end the program that has it",
                 )
 
     def open(self, mine: dict[int, Description], opening: Opening) -> None:
@@ -384,7 +387,8 @@ def _sender(there: Address, made: Sequence[socket.socket]) -> Iterator[socket.so
 def _refused(where: Address | None, error: OSError) -> Reason:
     subject = f"the UDP socket at {where}"
     if error.errno == errno.EADDRINUSE:
-        return Reason(subject, "the port is taken", "end who has it: it may be the program itself, which still runs")
+        advice = "end the program that has it: it may be the saved program itself, which still runs"
+        return Reason(subject, "the port is taken", advice)
     if error.errno == errno.EADDRNOTAVAIL:
         return Reason(subject, "this host does not have the address", "restore on the host that has it")
     return Reason(subject, f"it cannot be made here: {error.strerror}")

@@ -100,7 +100,7 @@ def validate_free(mine: dict[int, Description], openers: Openers) -> Iterator[Re
 
 def _why_taken(unix: UnixMessage, opener: Opener) -> tuple[str, str] | None:
     """Why the name of a socket is not free, and what to do; None if it is."""
-    advice = "end who has it: it may be the program itself, which still runs"
+    advice = "end the program that has it: it may be the saved program itself, which still runs"
     with socket.socket(socket.AF_UNIX, unix.type) as probe:
         if unix.name.startswith(b"\0"):
             try:
@@ -108,7 +108,7 @@ def _why_taken(unix: UnixMessage, opener: Opener) -> tuple[str, str] | None:
             except OSError as error:
                 return f"the name is not available: {error.strerror}", advice
         elif (there := _at(unix, opener)) and _lives(probe, unix_paths.path_of(unix), there.st_ino, opener):
-            return "somebody has the name", advice
+            return "another process has the name", advice
     return None
 
 

@@ -39,7 +39,7 @@ SIOCUNIXFILE = 0x89E0
 CLONE_FS, CLONE_NEWUSER = 0x200, 0x10000000
 RENAME_NOREPLACE = 1
 PREFIX = b".torpor-"
-"""Of names that a restore makes up."""
+"""Prefix of the names that a restore makes up."""
 _MANY = 4096
 """The most names of a directory to look at."""
 
@@ -129,7 +129,7 @@ def bound_path(sock: int) -> bytes:
 
 def address(name: bytes) -> tuple[bytes, int]:
     """A struct sockaddr_un and its length."""
-    ended = name.startswith(b"\0") or len(name) == LONGEST  # of such a length the kernel takes no zero behind it
+    ended = name.startswith(b"\0") or len(name) == LONGEST  # the longest path has no room for a zero behind it
     packed = struct.pack("=H", socket.AF_UNIX) + (name if ended else name + b"\0")
     return packed, len(packed)
 
@@ -311,8 +311,8 @@ def _give(path: bytes, unix: UnixMessage, opener: Opener, warnings: list[str]) -
             opener.call(NR.chown, b"/proc/self/fd/%d\0" % fd, unix.owner.uid, unix.owner.gid)
         except OSError:
             warnings.append(
-                f"the unix socket {printable(path)} is not given to user {unix.owner.uid}, group {unix.owner.gid}"
-                " again, whose it was: this takes root"
+                f"the unix socket {printable(path)} does not belong to user {unix.owner.uid} and group"
+                f" {unix.owner.gid} any more: only root can give it to them"
             )
         finally:
             os.close(fd)

@@ -6,8 +6,8 @@ a stream they come with the first byte of the data sent with them. A peek contin
 buffer's size; but data that was sent at once is copied as a whole or not at all (net/unix/af_unix.c,
 unix_stream_read_generic), so a peek without room for the last byte ends where that data begins.
 
-A checkpoint is refused while an empty message may wait that only an earlier one was shown. Empty packets at the end of
-a connection are not kept: who receives them cannot tell them from that end.
+A checkpoint is refused while the queue may have an empty message that the kernel showed to an earlier checkpoint only.
+Empty packets at the end of a connection are not kept: the receiver cannot tell them from that end.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _peek(copy: int, state: SocketState, queue: Queue) -> None:
     elif state.events & select.POLLERR and (state.queued or state.family.type == socket.SOCK_DGRAM):
         # This holds for SEQPACKET too (net/core/datagram.c, __skb_try_recv_datagram()); a reset connection keeps its
         # error.
-        queue.lost = "an error waits in it, which a look into its queue would take out"
+        queue.lost = "it has a pending error, which reading its queue would consume"
     elif state.events & select.POLLERR:
         return
     elif state.may_hold_messages:

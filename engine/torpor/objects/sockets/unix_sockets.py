@@ -243,7 +243,7 @@ class Unix(Kind[UnixState]):
             yield f"the files of unix sockets are not found, and will not be there: {some(nowhere)}"
 
     def spared(self, description: Description) -> bool:
-        """Where an empty message is not the first: it would not be shown to the next checkpoint."""
+        """If an empty message is not the first: the kernel would not show it to the next checkpoint."""
         unix = description.unix
         return b"" in unix.messages[1:] and not unix.under_way
 
@@ -270,7 +270,7 @@ def _validate_ends(mine: dict[int, Description], image: Tree) -> Iterator[Reason
     for index, description in mine.items():
         unix = description.unix
         if unix.type not in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET):
-            yield Reason("the image", f"it has a unix socket of type {unix.type}, which there is not")
+            yield Reason("the image", f"it has a unix socket of type {unix.type}, which does not exist")
         if unix.has_peer:
             other = mine.get(unix.peer)
             if other is None or not other.unix.has_peer or other.unix.peer != index or unix.peer == index:

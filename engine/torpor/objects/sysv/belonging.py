@@ -1,6 +1,7 @@
 """Which System V objects belong to a tree: those that its processes have used last.
 
-If a process only knows an id, nothing of that can be seen from outside. In an IPC namespace of the tree's own, all do.
+That a process only knows the id of an object cannot be seen from outside. In an IPC namespace of the tree's own, all
+objects belong to the tree.
 
 Documented in: proc_sysvipc(5), semctl(2), msgctl(2).
 """
@@ -41,7 +42,7 @@ class Found:
 
 
 class Users:
-    """The processes of a tree in our IPC namespace, as those who have used System V objects."""
+    """The processes of a tree in our IPC namespace: tells which System V objects they have used."""
 
     def __init__(self, pids: Sequence[int], waits: Iterable[tuple[int, int]] = ()) -> None:
         """

@@ -1,4 +1,4 @@
-"""Whether a tree lives in an IPC namespace of its own: what one has of System V and POSIX queues is in no other.
+"""Whether a tree lives in an IPC namespace of its own. No other namespace has its System V objects and POSIX queues.
 
 Kept: that it does. What a tree had in the host's namespace stays there when it is killed, and a wake makes it in a
 namespace of the tree's own. If the tree removes it there and is woken again, it must not see what is left on the host.

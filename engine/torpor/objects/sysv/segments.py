@@ -64,7 +64,7 @@ def is_segment(mapping: procfs.Mapping) -> bool:
 
 
 class Segments(SystemV[Found]):
-    """What of segments is no memory: which of them a tree has made and not attached, and which are marked for removal.
+    """What is kept of segments besides memory: which ones a tree has made but not attached, and which will be removed.
 
     The rest belongs to the memory of the tree: `torpor.objects.memory.shared_memory` reads and describes them, and the
     plan has init make them with their content.

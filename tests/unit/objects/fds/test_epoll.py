@@ -225,7 +225,7 @@ def test_busy_polling_that_takes_a_privilege(
 def test_parameters_of_another_length_are_refused() -> None:
     image = watching()
     image.descriptions[0].epoll.busy_poll = b"123"
-    assert "in a way that takes a privilege" in str(descriptors.validate(image))
+    assert "its busy polling (EPIOCSPARAMS) needs a privilege" in str(descriptors.validate(image))
 
 
 def test_a_signalfd_whose_number_has_changed_is_refused(acting: Acting) -> None:

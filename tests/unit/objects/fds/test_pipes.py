@@ -84,7 +84,7 @@ def test_a_pipe_is_smaller_where_a_user_may_have_no_more(monkeypatch: pytest.Mon
         with opened(image) as woken:
             assert os.read(woken(fds["r"]), 1000) == b"x" * 100
             (warning,) = woken.opened.warnings
-    assert "a pipe has room for 65536 bytes, and had for 262144" in warning
+    assert "the capacity of a pipe is 65536 bytes, and was 262144" in warning
 
 
 def test_named_pipes_keep_content_and_are_opened_by_name(acting: Acting) -> None:

@@ -130,7 +130,7 @@ def test_the_window_is_found_where_a_program_left_room(starts: list[int], pages:
         spaces.append(space_of((start * PAGE, min(end * PAGE, TASK_SIZE))))
     room = (min(borders[wide + 1] * PAGE, TASK_SIZE - (64 << 30)) - max(borders[wide] * PAGE, 16 << 20)) // PAGE
     if room < pages:
-        with pytest.raises(RestoreFailed, match="address spaces free"):
+        with pytest.raises(RestoreFailed, match="processes of the tree leave free"):
             address_space.free_range(spaces, vdso.host(), pages * PAGE)
         return
     scratch = address_space.free_range(spaces, vdso.host(), pages * PAGE)

@@ -122,5 +122,5 @@ def test_what_the_process_has_unmapped_of_it_is_unmapped_again() -> None:
     assert not list(vdso.steps(one, other))
     assert vdso.places(one.memory, other) == []
     one.memory.vdso_holes.counts[0] += 1
-    with pytest.raises(ImageDamaged, match="not its vDSO"):
+    with pytest.raises(ImageDamaged, match="outside of the vDSO"):
         list(vdso.validate("process 100", one, here))

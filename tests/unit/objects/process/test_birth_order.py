@@ -208,11 +208,11 @@ def test_a_group_whose_leader_is_gone_is_held_by_a_stand_in() -> None:
         ("one id", [(100, 1, 100, 100), (100, 100, 100, 100)]),
         ("not in the image", [(100, 1, 100, 100), (102, 101, 100, 100)]),
         (
-            "nobody above it",
+            "none of its ancestors",
             [(100, 1, 50, 50), (101, 100, 101, 101), (102, 101, 50, 50), (103, 102, 60, 60), (60, 100, 60, 60)],
         ),
         (
-            "nobody above it",
+            "none of its ancestors",
             [(100, 1, 100, 100), (102, 100, 50, 50), (103, 102, 60, 60), (104, 100, 60, 60), (105, 104, 50, 50)],
         ),
         ("an id that no process", [(1, 0, 1, 1)]),

@@ -80,4 +80,4 @@ def test_another_label_of_who_saves_or_wakes_is_told(monkeypatch: pytest.MonkeyP
     assert "woken from here it has 'user_t'" in next(security_labels.notices("batch_t"))
     assert "what it does may be denied now" in next(security_labels.warnings(image))
     told(monkeypatch, {"/proc/self/attr/current": b"unconfined"})
-    assert "it may do what it might not" in next(security_labels.warnings(image))
+    assert "it may do what was denied before" in next(security_labels.warnings(image))

@@ -58,7 +58,7 @@ def test_an_end_that_the_kernel_does_not_take_is_a_failure(monkeypatch: pytest.M
         far, _ = listener.accept()
         with near, far:
             here, there = (Address(ip_address(one[0]), one[1], 0) for one in (near.getsockname(), near.getpeername()))
-            with pytest.raises(RestoreFailed, match="does not take the end of the TCP connection to 127"):
+            with pytest.raises(RestoreFailed, match="did not accept the peer's FIN on the TCP connection to 127"):
                 tcp_close.tell(near, here, there, 1, 1, 1000)
             far.send(b"still")
             assert near.recv(10) == b"still"

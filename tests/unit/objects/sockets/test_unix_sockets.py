@@ -194,7 +194,7 @@ wait()
             assert tree.survey() == []
             image = tree.dump()
             said = str(descriptors.validate(image))
-            assert "somebody has the name" in said and "the name is not available" in said
+            assert "another process has the name" in said and "the name is not available" in said
             with pytest.raises(RestoreFailed):
                 descriptors.open_all(image, no_memory)
         with opened(image) as woken:
