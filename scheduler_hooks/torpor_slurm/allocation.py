@@ -24,11 +24,11 @@ class Allocation:
     in_step: bool
     """Whether this process runs in a step (`srun torpor run ...`). Slurm sends its warnings to steps directly."""
     variables: Mapping[str, str]
-    """All SLURM_* of this run."""
+    """All SLURM_* variables of this run."""
 
     @property
     def names(self) -> frozenset[str]:
-        """The job's id, and those by which Slurm names the files of a task of an array (%A_%a)."""
+        """The job's id, and for a task of a job array also the id in the names of its files (%A_%a)."""
         array = self.variables.get("SLURM_ARRAY_JOB_ID")
         return frozenset({self.job, *([f"{array}_{self.variables.get('SLURM_ARRAY_TASK_ID')}"] if array else [])})
 
@@ -47,7 +47,7 @@ class Allocation:
 
     @classmethod
     def around(cls, found: Mapping[str, str]) -> Allocation | None:
-        """As `here`, but no job is refused: for a caller that saves only a part of the job."""
+        """Like `here`, but no job is refused: for a caller that saves only a part of the job."""
         job = found.get("SLURM_JOB_ID", "")
         if not job.isdecimal() or "SLURMD_NODENAME" not in found or found.get("ENVIRONMENT") != "BATCH":
             return None  # slurmd sets ENVIRONMENT for batch scripts; nothing else can be requeued

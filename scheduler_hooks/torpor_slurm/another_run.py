@@ -1,4 +1,4 @@
-"""A job that has left is requeued: to exit before the controller has said yes would end it."""
+"""Requeue a job that was saved. The supervisor must not exit before the controller agrees: that would end the job."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def request(directory: JobDirectory, restarts: int, deadline: float | None) -> N
         deadline: when its grace time ends, if one has begun.
 
     Raises:
-        SlurmError: the controller refuses; with what the user can do.
+        SlurmError: the controller refuses; the error says what the user can do.
     """
     while not directory.is_fenced(restarts):
         try:

@@ -1,7 +1,7 @@
-"""How a run of a job begins: which of its script's commands this is, and what earlier runs have left of it.
+"""How a run of a job begins: it finds out which command of the script this is, and what earlier runs have left of it.
 
-In a later run the store may be slow to come, stale or not there (another node has not mounted it). Then the run waits
-for it, and in the end the job goes back to the queue: it does not fail, and it does not begin anew.
+In a later run of the job, the store may be slow to appear, stale or missing (not mounted on this node). Then the run
+waits for it. If the store does not come, the job is requeued: it neither fails nor begins anew.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from torpor_slurm.messages import tell
 from torpor_slurm.run_options import Options
 
 FIRST_ANSWER = 300.0
-"""Seconds that a run waits for an answer of the controller, at its begin and when a warned application has ended."""
+"""Seconds that a run waits for the controller (slurmctld): at its begin, and after a warned application has ended."""
 STORE_PATIENCE = 60.0
 """Seconds that a later run waits for its store."""
 _PASSING = frozenset({
     errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.ENOTCONN, errno.ESHUTDOWN, errno.EHOSTDOWN,
     errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH, errno.ECONNREFUSED, errno.ECONNRESET, errno.EREMOTEIO,
 })  # fmt: skip
-"""Errors of file systems of a network that pass by themselves, or that another node does not have."""
+"""Errors of network file systems that pass by themselves, or that another node does not have."""
 
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 @dataclass
 class Script:
-    """The batch script of `torpor sbatch`, which is kept where every node finds it under one path."""
+    """The batch script of `torpor sbatch`. It is stored under a path that is the same on every node."""
 
     name: str
     text: bytes
@@ -54,18 +54,19 @@ class Beginning:
     found: list[Snapshot] = field(default_factory=list)
     """The snapshots that may be woken, the newest first."""
     finished: Finished | None = None
-    """How it has ended, if it has in an earlier run: it is not run again."""
+    """How the command finished, if it did so in an earlier run: then it is not run again."""
     notes: list[str] = field(default_factory=list)
-    """What the user is told once the application runs: a wake cuts off the output what was written before that."""
+    """Messages for the user. They are printed once the application runs: a wake truncates the output files to where
+    they were, and would remove what was printed before."""
     lost: bool = False
-    """Whether earlier runs of the job have left nothing here."""
+    """Whether Slurm has restarted the job, but no earlier run has left anything in this store."""
 
 
 def first_record(job: str, restarts: int) -> JobRecord:
-    """Ask for a job's record, several times: a controller may answer late while many jobs start at once.
+    """Ask the controller for a job's record, until it answers: it may be slow while many jobs start at once.
 
     Raises:
-        SlurmError: it does not answer.
+        SlurmError: the controller has not answered for FIRST_ANSWER seconds.
     """
     until = time.monotonic() + FIRST_ANSWER
     while True:
@@ -83,10 +84,10 @@ def first_record(job: str, restarts: int) -> JobRecord:
 def begin(
     directory: JobDirectory, allocation: Allocation, record: JobRecord, command: Sequence[str], script: Script | None
 ) -> Beginning:
-    """Begin a run of a command, and write what the application will need.
+    """Begin a run of a command, and write the files that the application will need to the job directory.
 
     Raises:
-        Refused: another supervisor has this run of the job, or it leaves.
+        Refused: this run of the job has another supervisor, or has been saved already.
         StoreMissing, StoreError: there is no store, or it cannot be read or written.
     """
     restarts = allocation.restarts
@@ -104,7 +105,7 @@ def begin(
     here.directory.write_stand_in("scontrol", own_requeue.script(here.directory, allocation))
     if script is not None:
         directory.keep_script(script.name, script.text)
-    here.found = here.directory.begin(*run, command, rollback.outputs())  # last: it can be done once
+    here.found = here.directory.begin(*run, command, rollback.outputs())  # last: a second begin() would be refused
     if not record.requeue:
         ends = "a preemption saves it, but ends it"
         here.notes.append(f"this job may not be requeued (submit it with --requeue): {ends}")
@@ -112,10 +113,10 @@ def begin(
 
 
 def anew(here: Beginning, allocation: Allocation, options: Options) -> None:
-    """Before an application starts: if an earlier run has started it already, say so, and cut off what it has written.
+    """If an earlier run has started the application already, tell the user, and cut off the output of that run.
 
-    Not if the application has ended by itself and requeued its job: what it has written is then the first part of its
-    output.
+    To be called before the application starts. Nothing is cut off if the application ended by itself after it had
+    requeued its job: then the earlier output is the first part of the whole.
     """
     before = here.directory.first_outputs(allocation.restarts)
     if here.lost:
@@ -131,19 +132,20 @@ def anew(here: Beginning, allocation: Allocation, options: Options) -> None:
     for tail in rollback.grown(before) if options.rollback_files == "append-only" else ():
         try:
             aside = rollback.cut(tail, here.directory.cut, f"run{allocation.restarts}")
-        except TorporError as error:  # better lines that come twice than a job that does not run
+        except TorporError as error:  # a job whose output has some lines twice is better than one that does not run
             here.notes.append(f"its output is not cut: {error}")
         else:
             here.notes.append(f"what earlier runs have written to {tail.path} is cut off, and kept in {aside}")
 
 
 def patiently(step: Callable[[], T], allocation: Allocation, base: str | os.PathLike[str]) -> T:
-    """Do what needs the store, again and again, until it answers or STORE_PATIENCE is over.
+    """Call `step`, which needs the store, again and again until the store can be used or STORE_PATIENCE is over.
 
-    In the first run of a job that is done only for an error that passes by itself.
+    In the first run of a job, only errors that pass by themselves (_PASSING) are tried again.
 
     Raises:
-        StoreMissing, StoreError: it does not; every OSError is one. And what `step` raises else.
+        StoreMissing, StoreError: the store cannot be used; an OSError is raised as a StoreError.
+        Exception: any other error of `step`, at once.
     """
     until = time.monotonic() + STORE_PATIENCE
     while True:
@@ -161,9 +163,9 @@ def _passes(error: StoreMissing | StoreError) -> bool:
 
 
 def put_back(job: str, error: StoreMissing | StoreError) -> None:
-    """Put a job whose store cannot be used back into the queue, and tell the user.
+    """Requeue a job whose store cannot be used, and tell the user.
 
-    It is held there, until its user releases it, unless what is wrong passes by itself: it would come back for ever.
+    The job is requeued in held state, unless the error passes by itself: otherwise it would start and fail for ever.
 
     Raises:
         StoreMissing, StoreError: `error`, if Slurm does not requeue the job.

@@ -24,7 +24,7 @@ def clean(base: str, older: float) -> list[Path]:
 
     Args:
         base: the store.
-        older: how many seconds ago the last event of a job must be.
+        older: a job's directory is removed only if nothing has changed in it for so many seconds.
 
     Returns:
         The directories that were removed.
@@ -50,7 +50,7 @@ def clean(base: str, older: float) -> list[Path]:
 
 
 def _discard(place: JobDirectory) -> bool:
-    """Remove the snapshots of a command. False: someone is reading them."""
+    """Remove the snapshots of a command. Return False if some process is reading them."""
     snapshots = place.store.snapshots()
     return not snapshots or not place.store.discard(snapshots).kept
 
@@ -71,7 +71,7 @@ def _cluster() -> str:
 
 
 def _is_forgotten(directory: JobDirectory, cluster: Callable[[], str]) -> bool:
-    """Whether the controller of the job's cluster answers that there is no such job."""
+    """Whether slurmctld of the job's cluster answers that it knows no such job."""
     if directory.cluster != cluster():
         return False
     try:

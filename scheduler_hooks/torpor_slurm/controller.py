@@ -1,6 +1,6 @@
-"""Questions to slurmctld and requests, by scontrol and squeue as any user calls them.
+"""Talk to the controller (slurmctld) by scontrol and squeue, as any user may.
 
-This reads the text of `scontrol show ... -o`, not its JSON: JSON needs a plugin that many sites lack.
+This module reads the text of `scontrol show ... -o`, not its JSON, which needs a plugin that many sites lack.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torpor.errors import NotFound, TorporError
 PATIENCE = 20.0
 """Seconds that a command may take. A busy controller answers within a few."""
 RETRY = 3.0
-"""Seconds after which a question that was not answered may be asked again."""
+"""Seconds to wait before a request that was not answered is repeated."""
 _UNCONFIGURED = "Could not establish a configuration source"
 _CONFIGURE = "set $SLURM_CONF, or run this on a host of the cluster"
 _FIELD = re.compile(r"(?:^|\s)([A-Za-z][\w/:]*)(?:=|[^\S\n]+=[^\S\n]*)(\S*)")
-"""``Key=value``, or ``Key   = value`` in a line of its own; what comes after an empty value is the next key."""
+"""``Key=value``, or ``Key   = value`` in a line of its own. An empty value is followed by the next key."""
 
 
 class SlurmError(TorporError):
@@ -52,7 +52,7 @@ class JobRecord:
 
     @classmethod
     def unknown(cls, restarts: int) -> JobRecord:
-        """A job where nobody can be asked: it runs, and more is not known."""
+        """The record of a job that the controller does not know: it runs, and nothing else is known."""
         nothing = (None, None, None)
         return cls("RUNNING", "None", restarts, True, *nothing, partition="", name="", limited=False)
 
@@ -63,7 +63,7 @@ class JobRecord:
         Raises:
             SlurmError: the line lacks a field, or has one that cannot be read.
         """
-        # A job's name may hold anything, "Restarts=9" as well. What else may comes after all that is read here.
+        # A job's name may hold anything, even "Restarts=9". The other free texts come after all fields that are read.
         name, _, after = text.partition(" JobName=")[2].partition(" UserId=")
         fields = fields_of(after)
         try:
@@ -92,7 +92,7 @@ def fields_of(text: str) -> dict[str, str]:
 
 
 def moment(text: str) -> float | None:
-    """A time as scontrol writes it: in seconds, or in this host's time zone, in which an hour may come twice."""
+    """Read a time as scontrol writes it: in seconds, or as local time (ambiguous when daylight saving time ends)."""
     if text in ("Unknown", "None", "N/A", ""):
         return None
     if text.isdecimal():
@@ -101,11 +101,12 @@ def moment(text: str) -> float | None:
 
 
 def call(command: Sequence[str], *, environment: Mapping[str, str] | None = None, patience: float | None = None) -> str:
-    """The standard output of a Slurm command.
+    """Run a Slurm command and return its standard output.
 
     Raises:
         NotFound: there is no such program here.
-        SlurmError: it failed, with what it wrote to standard error; or it took longer than `patience` (else PATIENCE).
+        SlurmError: the command failed (the error has its standard error), or it took longer than `patience` seconds, by
+            default PATIENCE.
     """
     patience = PATIENCE if patience is None else patience
     environment = {**(os.environ if environment is None else environment), "SLURM_TIME_FORMAT": "%s"}
@@ -121,14 +122,14 @@ def call(command: Sequence[str], *, environment: Mapping[str, str] | None = None
         raise SlurmError(f"{command[0]} did not answer within {patience:.0f} s", advice="see `scontrol ping`") from None
     if done.returncode:
         words = done.stderr.decode(errors="replace").strip().replace("\n", "; ")
-        if _UNCONFIGURED in words:  # below a page of errors of DNS
+        if _UNCONFIGURED in words:  # at the end of many lines of DNS errors
             raise SlurmError(f"{command[0]} finds no configuration of a cluster here", advice=_CONFIGURE)
         raise SlurmError(f"{' '.join(command[:2])} failed: {words or f'exit code {done.returncode}'}")
     return done.stdout.decode(errors="replace")
 
 
 def job_record(job: str) -> JobRecord:
-    """Ask for a job.
+    """Ask the controller for the record of a job.
 
     Raises:
         SlurmError, NotFound: as `call`.
@@ -147,14 +148,14 @@ def states(jobs: Sequence[str]) -> dict[str, str]:
     try:
         listing = call(["squeue", "--noheader", "--states=all", "--format=%A %T", f"--jobs={','.join(jobs)}"])
     except SlurmError as error:
-        if "Invalid job id" in str(error):  # said when it knows none of them
+        if "Invalid job id" in str(error):  # squeue's error if the controller knows none of them
             return {}
         raise
     return {words[0]: words[1] for words in map(str.split, listing.splitlines()) if len(words) == 2}
 
 
 def requeue(job: str, *, hold: bool = False) -> None:
-    """Requeue a job, and hold it in the queue if wanted. Slurm ends what still runs of it.
+    """Requeue a job; with `hold`, in held state. Slurm ends those of its processes that still run.
 
     Raises:
         SlurmError, NotFound: as `call`.
@@ -167,13 +168,13 @@ class Notice:
     """How long a preempted job has to end, in seconds."""
 
     grace: int
-    """GraceTime of the partition. Slurm signals the steps when it begins."""
+    """GraceTime of the partition. Slurm signals the job's steps when it begins."""
     kill_wait: int
-    """KillWait: from SIGTERM to SIGKILL at its end."""
+    """KillWait: the time from SIGTERM, at the end of the grace time, to SIGKILL."""
 
     @classmethod
     def of(cls, partition: Mapping[str, str], config: Mapping[str, str]) -> Notice:
-        """Read it from the settings of a partition and of the cluster. What is no number, as NONE, is the default."""
+        """Read it from the settings of a partition and of the cluster. A value like NONE stands for the default."""
         grace, wait = partition.get("GraceTime", ""), config.get("KillWait", "")
         return cls(int(grace) if grace.isdecimal() else 0, int(wait) if wait.isdecimal() else 30)
 

@@ -1,4 +1,4 @@
-"""The job directory, on shared storage: a store with the job's snapshots, and what the next run must know.
+"""The job directory, on shared storage: a store with the job's snapshots, and the records that the next run needs.
 
     STORE/slurm/CLUSTER-JOBID/
       lock snapshots/ packs/   a store: `torpor ls --store` lists its snapshots
@@ -9,8 +9,8 @@
       bin/srun, bin/scontrol   stand-ins for both (srun_wrapper.py, own_requeue.py)
       steps/N                  the steps that srun has begun in the job (step/place.py)
       room                     locked by a step that looks for processors
-      requeued-itself          there while the application itself requeues the job
-      cut/                     what was cut off output files when a snapshot was woken
+      requeued-itself          exists if the application itself has requeued the job
+      cut/                     the ends that were cut off output files when a snapshot was woken
       state                    what `torpor slurm status` shows
       wanted                   the options of `torpor slurm requeue` for one later run
       finished                 the exit code of the application, once it has ended by itself
@@ -18,9 +18,9 @@
       then/P/                  the same for the second, third... `torpor run` of the script (places.py), with a store
                                of its own; runs, script, steps, room, state, wanted and log are the job's
 
-**Fencing.** Run N writes ``runs/N``, and ``turns/N`` with the snapshots that it may choose from, before it wakes
-anything. A run that Slurm took for dead, on a lost node, may still write snapshots. They are on the list of no later
-run, so that none of them is ever woken. Once such a run can read the directory again, it sees the later run and ends.
+**Fencing.** Before run N wakes anything, it writes ``runs/N``, and ``turns/N`` with the list of the snapshots that it
+may wake. A run on a lost node, which Slurm took for dead, may still write snapshots. No later run lists them, so none
+of them is ever woken. Once such a run can read the directory again, it sees the later run and ends.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ if TYPE_CHECKING:
 RUN_TAG = "slurm-run"
 """The tag of a snapshot that names the run which took it."""
 _FORMER = ".until"
-"""The end of a directory's name, before a time, once Slurm has given the job id to another job."""
+"""Part of the directory's new name, before the time, when Slurm has given the job's id to another job."""
 _SEEN_ON = "nodes"
-"""The directory beside the jobs' with a file for each node that has seen the store."""
+"""The directory, beside those of the jobs, with a file for each node on which a job has used the store."""
 KEEP = 2
-"""Snapshots that are kept of a running job: the newest, and one more in case that one cannot be woken."""
+"""How many snapshots of a running job are kept: the newest, and one more in case the newest cannot be woken."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,11 @@ class Finished:
 
 
 class StoreMissing(NotFound):
-    """The job has run before, but here there is no store: it is not mounted, say."""
+    """The job has run before, but this node has no store at that path (it is not mounted, say)."""
 
 
 class JobDirectory:
-    """The directory of one job, and in it the place of one of the commands that its script gives to `torpor run`."""
+    """The directory of a job, and in it the place of one `torpor run` command of the job's script."""
 
     def __init__(self, base: str | os.PathLike[str], job: str, cluster: str, place: int = 1) -> None:
         """Name the directory. It is not created yet.
@@ -74,7 +74,7 @@ class JobDirectory:
             base: the user's store.
             job: the job's id.
             cluster: the cluster's name.
-            place: counts the commands of the job's script (places.py).
+            place: which command of the job's script it is for, counted from 1 (places.py).
         """
         self.base = Path(base).absolute()
         self.job = job
@@ -83,12 +83,12 @@ class JobDirectory:
         self.whole = self.base / "slurm" / f"{cluster}-{job}"
         """The job's directory."""
         self.path = self.whole if place == 1 else self.whole / "then" / str(place)
-        """Where this command has its place in it."""
+        """The place of this command in it."""
         self.store = Store(self.path)
 
     @classmethod
     def all(cls, base: str | os.PathLike[str], *, former: bool = False) -> list[JobDirectory]:
-        """All jobs of a store, by name; with `former`, also those whose job ids were given to other jobs since."""
+        """All jobs of a store, by name; with `former`, also those whose job ids other jobs have got since."""
         places = sorted(Path(base).absolute().glob("slurm/*-*/state"))
         names = [place.parent.name.rpartition("-") for place in places]
         found = [cls(base, job, cluster) for cluster, _, job in names if job.isdecimal()]
@@ -96,7 +96,7 @@ class JobDirectory:
 
     @property
     def former(self) -> bool:
-        """Whether another job has this job's id by now."""
+        """Whether Slurm has given this job's id to another job."""
         return self.cluster.endswith(_FORMER)
 
     def at(self, place: int) -> JobDirectory:
@@ -126,8 +126,8 @@ class JobDirectory:
         Args:
             restarts: how often Slurm has restarted the job.
             node: the host's name.
-            start: when Slurm started this run (seconds since the epoch): tells whether the directory is of another job
-                that had the same id.
+            start: when Slurm started this run (seconds since the epoch). It shows whether the directory belongs to
+                another job that had the same id.
             command: what `torpor run` was given.
             outputs: the output files as they are now (rollback.py).
 
@@ -135,8 +135,8 @@ class JobDirectory:
             The snapshots that this run may wake, the newest first.
 
         Raises:
-            Refused: this run of it has begun already, or a later run has.
-            StoreMissing: the job has run before, and there is no store.
+            Refused: the command has begun in this run already, or a later run has begun.
+            StoreMissing: the job has run before, but the store is missing on this node.
             StoreError: the directory cannot be made or written.
         """
         self.arrive(restarts, node, start)
@@ -156,7 +156,7 @@ class JobDirectory:
         return candidates
 
     def pass_by(self, restarts: int, node: str, start: float | None) -> None:
-        """Note that this run has found the command finished: what its script gives to `torpor run` next is another.
+        """Note that this run found the command finished: a later `torpor run` of the script is for another place.
 
         Raises:
             Refused, StoreMissing, StoreError: as `begin`.
@@ -165,8 +165,8 @@ class JobDirectory:
         self._take_turn(restarts, {"command": self.command, "snapshots": []})
 
     def arrive(self, restarts: int, node: str, start: float | None) -> None:
-        """Begin a run of the job, if it has not begun; arguments and errors as of `begin`."""
-        if restarts > 0 and not self.base.exists():  # it is not made anew: what it held would be lost
+        """Begin a run of the job, if it has not begun yet. Arguments and errors as of `begin`."""
+        if restarts > 0 and not self.base.exists():  # do not create it: the job would begin anew and lose its work
             raise StoreMissing(
                 f"job {self.job} has run before, but on {node} there is no store {self.base}",
                 advice="is it mounted there? To begin anew, make the directory",
@@ -192,7 +192,7 @@ class JobDirectory:
 
     @property
     def last_run(self) -> int | None:
-        """The newest run of the job that has begun; None: none has."""
+        """The newest run of the job that has begun; None if none has."""
         return max(_numbers(self.whole / "runs"), default=None)
 
     def is_fenced(self, restarts: int) -> bool:
@@ -206,12 +206,12 @@ class JobDirectory:
     # ------------------------------------------------------------------------------------------- turns
 
     def turns(self) -> list[int]:
-        """The runs in which this command was begun, or passed by."""
+        """The runs that have begun this command, or found it finished."""
         return sorted(_numbers(self.path / "turns"))
 
     @property
     def command(self) -> list[str]:
-        """What `torpor run` was given when it was begun last."""
+        """The command line that `torpor run` was given when this command was begun last."""
         return list(self._last_turn().get("command", []))
 
     def has_ended(self, restarts: int) -> bool:
@@ -221,13 +221,14 @@ class JobDirectory:
     def first_outputs(self, restarts: int) -> dict[str, list[int]] | None:
         """The output files as they were when an earlier run first started the application (rollback.py).
 
-        None: none has, or it has ended as it wanted to: what it has written is then the first part of its output.
+        None if no earlier run has started it, or if it then ended in its own way: the earlier output is then the first
+        part of the whole, and must stay.
         """
         turn = self._read(f"turns/{restarts}")
         return turn["outputs"] if turn.get("again") else None
 
     def own_end(self, restarts: int) -> None:
-        """Note that the application has ended as it wanted to, but the job is requeued.
+        """Note that the application has ended in its own way, but the job is requeued.
 
         Raises:
             StoreError: it cannot be written.
@@ -235,7 +236,7 @@ class JobDirectory:
         self._add_to_turn(restarts, "own_end", True)
 
     def end(self, restarts: int, code: int) -> None:
-        """Note that the command has ended in this run, and that its script goes on, although it is not finished.
+        """Note that the command was ended in this run, but not by Slurm: it is not finished, and its script goes on.
 
         Raises:
             StoreError: it cannot be written.
@@ -247,7 +248,7 @@ class JobDirectory:
         self._write(f"turns/{restarts}", json.dumps({**turn, name: value}))
 
     def _take_turn(self, restarts: int, turn: Mapping[str, Any]) -> None:
-        """Of two supervisors that begin the same turn at once, one does."""
+        """Create the file of this turn. If two supervisors begin the same turn at once, one of them is refused."""
         path = self.path / "turns" / str(restarts)
         try:
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
@@ -264,19 +265,19 @@ class JobDirectory:
             raise
 
     def supervised_already(self) -> Refused:
-        """Why another supervisor cannot begin in this run."""
+        """The error for a second supervisor in the same run."""
         reason = Reason(f"job {self.job}", "it has a supervisor already", "run one `torpor run` after the other")
         return Refused("this run of the job cannot be supervised", [reason])
 
     def _last_turn(self) -> dict[str, Any]:
-        """The newest turn. Not one that is empty: its host has crashed before it could wake or start anything."""
+        """The newest turn. Empty ones are skipped: their host crashed before it could wake or start anything."""
         for number in reversed(self.turns()):
             if turn := self._read(f"turns/{number}"):
                 return {**turn, "run": number}
         return {}
 
     def _candidates(self) -> Iterator[SnapshotInfo]:
-        """The snapshots that the last turn found or took; not those that an earlier run published later."""
+        """The snapshots that the last turn found or took, newest first; without those that a fenced run published."""
         if last := self._last_turn():
             for info in reversed(self.store.snapshots()):
                 if info.id in last.get("snapshots", []) or info.tags.get(RUN_TAG) == str(last["run"]):
@@ -336,14 +337,14 @@ class JobDirectory:
             return {}
 
     def update_state(self, **news: Any) -> None:
-        """Change some fields of the state. If it cannot be written, the log says so, and the job goes on."""
+        """Change some fields of the state. If it cannot be written, log that: the job does not depend on it."""
         try:
             self._write("state", json.dumps({**self.state, **news}), within=self.whole)
         except StoreError as error:
             self.log(f"the state was not kept: {error}")
 
     def request_files(self, restarts: int, files: Files) -> None:
-        """Ask the run after so many restarts to wake the job with its files as they are, or as they were.
+        """Ask the run after `restarts` restarts to wake the job with its files as they are, or as they were.
 
         Raises:
             StoreError: it cannot be written.
@@ -384,11 +385,11 @@ class JobDirectory:
         self._write("env", "".join(lines))
 
     def script(self, name: str) -> Path:
-        """Where the job's script is kept, under one path on every node."""
+        """The path of the job's script, the same on every node."""
         return self.whole / "script" / name
 
     def keep_script(self, name: str, text: bytes) -> None:
-        """Keep the job's script at `script`. The first run's counts.
+        """Store the job's script at `script`, if no earlier run has.
 
         Raises:
             StoreError: it cannot be written.
@@ -400,18 +401,18 @@ class JobDirectory:
 
     @property
     def stand_ins(self) -> Path:
-        """The directory that comes first in the application's PATH: what stands for some of Slurm's commands."""
+        """The first directory in the application's PATH: its scripts stand in for some of Slurm's commands."""
         return self.path / "bin"
 
     def write_stand_in(self, name: str, script: str) -> None:
-        """Write such a script. Every run does, since a woken application calls what the Torpor of its new run has.
+        """Write a stand-in script. Every run does: the Torpor of this run may be newer than that of the last one.
 
         Raises:
             StoreError: it cannot be written.
         """
         self._make(self.stand_ins)
         path = self.stand_ins / name
-        if not path.exists() or path.read_text() != script:  # a shell may hold it open in a snapshot
+        if not path.exists() or path.read_text() != script:  # else leave it: a shell in a snapshot may hold it open
             self._write(f"bin/{name}", script, 0o700)
 
     @property
@@ -437,7 +438,7 @@ class JobDirectory:
         path = (within or self.path) / name
         try:
             text = path.read_bytes()
-            record = json.loads(text) if text else {}  # of a turn that is just being taken, or whose host has crashed
+            record = json.loads(text) if text else {}  # empty: a turn is being taken, or its host crashed meanwhile
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:

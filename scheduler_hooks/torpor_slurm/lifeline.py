@@ -1,8 +1,8 @@
-"""The application is killed when its supervisor ends, for whatever reason.
+"""Kill the application when its supervisor ends, for whatever reason.
 
-With proctrack/cgroup Slurm kills all that is left of a job. With proctrack/linuxproc or pgid it looks for descendants
-of the batch process. If that was killed (by the OOM killer, say), Slurm finds none: the application would run on
-unseen, beside the copy that the job's next run wakes.
+With proctrack/cgroup, Slurm kills all processes that are left of a job. With proctrack/linuxproc or pgid, it looks for
+descendants of the batch process. If the batch process was killed (by the OOM killer, say), Slurm finds none. The
+application would run on unnoticed, beside the copy that the job's next run wakes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def tie(job: Job) -> None:
 
 def _wait_and_kill(job: Job, alive: int, reader: int) -> None:
     os.setsid()
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # it goes last
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # it must outlive the supervisor
     for fd in map(int, os.listdir("/proc/self/fd")):
         if fd not in (alive, reader, job.init.status_fd):
             with suppress(OSError):
@@ -41,4 +41,4 @@ def _wait_and_kill(job: Job, alive: int, reader: int) -> None:
     os.read(reader, 1)
     with suppress(ProcessLookupError):
         pidfd_send_signal(alive, 0)  # the PID is still the job's
-        job.send_signal(signal.SIGKILL)  # unless it has ended: what it has left in the background lives on
+        job.send_signal(signal.SIGKILL)  # not if the command has ended: its background processes live on

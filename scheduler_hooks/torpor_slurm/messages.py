@@ -24,14 +24,14 @@ def name_of(number: int) -> str:
 
 
 class Failures:
-    """What has failed while the job runs on. The user is told each reason once, until a save succeeds again."""
+    """Reports failures while the job runs on. Each reason is printed once until a save has succeeded again."""
 
     def __init__(self, directory: JobDirectory) -> None:
         self._directory = directory
         self._known: set[str] = set()
 
     def tell(self, what: str, error: Exception, *, silent: bool = False) -> None:
-        """Log an error, with a traceback if it is a fault of ours; and tell the user, unless `silent`."""
+        """Log an error, with a traceback if it is a defect of Torpor. Print it for the user, unless `silent`."""
         words = str(error) if isinstance(error, TorporError) else "".join(traceback.format_exception(error))
         self._directory.log(f"{what}: {words}")
         if words not in self._known and not silent:
@@ -39,5 +39,5 @@ class Failures:
             self._known.add(words)
 
     def over(self) -> None:
-        """A save has succeeded."""
+        """Forget the failures: a save has succeeded."""
         self._known.clear()

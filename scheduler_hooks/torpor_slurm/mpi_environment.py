@@ -1,6 +1,6 @@
-"""The environment in which MPI programs can be saved, and woken on another node.
+"""Environment variables with which MPI programs can be saved, and woken on another node.
 
-Open MPI and MPICH read these variables whoever starts them: srun below the supervisor, or mpirun in the script.
+Open MPI and MPICH read them, whether the stand-in srun or an mpirun in the script starts the ranks.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ _TCP = {
     "FI_PROVIDER": "tcp",
     "I_MPI_FABRICS": "shm:ofi",
 }
-"""Shared memory within the node, TCP else: a network adapter's own memory and queues cannot be saved."""
+"""Use shared memory within the node, and TCP otherwise: the memory and queues of a network adapter cannot be saved."""
 
 
 def variables(directory: Path, *, tcp: bool) -> dict[str, str]:
-    """The variables of an application, where its user has not set them.
+    """The variables that are set for an application, unless the user has set them.
 
     Args:
-        directory: the job's, which every node has under this name.
-        tcp: whether the adapter of a fast network is to be left alone.
+        directory: the job directory, which has this path on every node.
+        tcp: whether MPI must not use the adapter of a fast network (InfiniBand and the like).
     """
     return {
         # A session directory in /tmp would not be there on the next node.
         "OMPI_MCA_orte_tmpdir_base": str(directory),
         "PRTE_MCA_prte_tmpdir_base": str(directory),
         "OMPI_MCA_shmem_mmap_enable_nfs_warning": "0",
-        # It warns of user namespaces, which a wake may bring.
+        # Open MPI warns about user namespaces, and a wake may put the ranks into one.
         "OMPI_MCA_btl_vader_single_copy_mechanism": "none",
         # Shared huge pages are not kept.
         "UCX_POSIX_HUGETLB_MODE": "n",

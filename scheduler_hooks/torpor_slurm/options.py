@@ -1,4 +1,4 @@
-"""Options as Slurm's commands read them: long ones with a value beside or after ``=``, short ones in one word."""
+"""Read options as Slurm's commands do: long ones with a value after ``=`` or in the next word, short ones combined."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Given:
-    """An option of a command line."""
+    """An option that a command line gives."""
 
     begin: int
     end: int
-    """Its words: words[begin:end]."""
+    """Its position in the command line: words[begin:end]."""
     name: str
-    """Its long name, where there is one; ``--`` for the end of all options."""
+    """Its long name, or the letter if it has none; ``--`` for the end of all options."""
     value: str
 
 
 @dataclass(frozen=True)
 class Grammar:
-    """What a command's options are like."""
+    """The options that a command knows."""
 
     without_value: frozenset[str]
     """Long options that take no value, or one only after ``=``."""
@@ -29,7 +29,7 @@ class Grammar:
     long: Mapping[str, str]
     """Long names of short options."""
     in_full: Mapping[str, str] = field(default_factory=dict)
-    """Of beginnings of long names, which a command takes where no other option shares them."""
+    """Abbreviated long names, with the full ones: a command accepts an abbreviation that fits one option only."""
 
     def walk(self, words: Sequence[str]) -> Iterator[Given]:
         """The options at the beginning of a command line."""
@@ -59,7 +59,7 @@ class Grammar:
             yield Given(begin, at, self.long.get(name, name), value)
 
     def read(self, words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-        """Options by long name, the last of each, and the words from the first that is none on."""
+        """Return the options by long name (the last value of each), and the words that follow the options."""
         found: dict[str, str] = {}
         rest = 0
         for option in self.walk(words):

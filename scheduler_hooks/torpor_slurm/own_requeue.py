@@ -1,10 +1,10 @@
-"""A job that requeues itself: `scontrol requeue $SLURM_JOB_ID; exit 0`, as clusters' manuals teach it.
+"""A job that requeues itself: `scontrol requeue $SLURM_JOB_ID; exit 0`, as the manuals of clusters recommend.
 
-To Slurm that is a requeue like any other. But the application is about to end: saved and woken, it would only end
-there, and pass for finished. So a script named scontrol comes first in the application's PATH. It makes a file before
-it calls the real one for the job's own id; the supervisor then lets the application end, and the next run begins anew.
-A requeue by other ways (an absolute path, a library) is seen only by Slurm's count of restarts once the application
-has ended.
+To Slurm, this is a requeue like any other. But the application is about to exit: if it were saved and woken, it would
+only exit in the next run, and count as finished. So a script named scontrol comes first in the application's PATH.
+Before it calls the real scontrol to requeue this job, it creates a file. The supervisor then lets the application end,
+and the next run begins anew. A requeue by other means (an absolute path, a library) is noticed only when the
+application has ended, by Slurm's count of restarts.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ echo >"$mark"
 
 
 def script(directory: JobDirectory, allocation: Allocation) -> str:
-    """The script that stands for scontrol below the supervisor. It is the same in every run of a job."""
+    """The script that stands in for scontrol in the application's PATH. It is the same in every run of a job."""
     ids = [allocation.job]
     if array := allocation.variables.get("SLURM_ARRAY_JOB_ID"):
         ids += [array, f"{array}_{allocation.variables.get('SLURM_ARRAY_TASK_ID', '')}"]

@@ -1,10 +1,11 @@
-"""A script may call `torpor run` several times: each command has a place of its own in the job, with its own snapshots.
+"""A script may call `torpor run` several times. Each of these commands has a *place* in the job directory: a
+subdirectory with the snapshots of this command.
 
     torpor run -- ./prepare
     torpor run -- ./simulate --steps 1000000
 
-In every run of the job the script begins from its top. So what a `torpor run` finds depends on which of the script's
-commands it has. They are told apart by their words; one that comes several times, as in a loop, by its order.
+In every run of the job the script begins from its top. So each `torpor run` has to find the place of its command: by
+the command line, and if the same command comes several times, as in a loop, by the order.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ from torpor_slurm.job_directory import JobDirectory
 
 @dataclass(frozen=True)
 class Place:
-    """Where a command has its place in the job."""
+    """The place of a command in the job."""
 
     directory: JobDirectory
     note: str = ""
-    """What the user should know of how it was found."""
+    """What to tell the user about how it was found, if anything."""
 
 
 def find(directory: JobDirectory, restarts: int, command: Sequence[str]) -> Place:
     """Find the place of a command in this run of the job: that of an earlier run, or a new one.
 
-    If the words of no place are the same, the script was changed, or they differ from run to run (the name of a node,
-    say). An unfinished place of the same program is then taken for the command's, since its work would be lost; a
-    finished one is not, since a command that never ran would pass for finished.
+    If no place has this command line, either the script was changed, or the command line differs from run to run (it
+    has the name of a node, say). Then an unfinished place of the same program is taken: otherwise its work would be
+    lost. A finished place is not taken: a command that never ran would count as finished.
 
     Args:
         directory: the job's.
@@ -40,7 +41,7 @@ def find(directory: JobDirectory, restarts: int, command: Sequence[str]) -> Plac
         command: what `torpor run` was given.
 
     Raises:
-        Refused: another command of the job still runs, or has left with it.
+        Refused: another command of the job still runs, or was saved in this run because the job ends.
     """
     places = directory.places()
     for place in places:

@@ -8,43 +8,45 @@ from enum import Enum
 from torpor_slurm.controller import JobRecord
 
 OWN_CHECKS = 120.0
-"""Seconds. Slurm looks for time limits every 30 s, and may send `--signal` a minute early (sbatch(1))."""
+"""A warning that comes up to this many seconds earlier than asked for is still taken as that for the time limit: Slurm
+checks time limits every 30 s, and may send `--signal` a minute early (sbatch(1))."""
 
 
 COMPLETING = "COMPLETING"
 _OVER = frozenset(
     {"CANCELLED", "COMPLETED", "DEADLINE", "BOOT_FAIL", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
 )
-"""The states of a job that has ended. One that runs is not always RUNNING: while slurmctld sends the SIGCONT that comes
-before every warning, it is SIGNALING, and the warning may be there first (job_state_string() of Slurm 22.05)."""
+"""The states of a job that has ended. A job that runs is not always in state RUNNING: before each warning, slurmctld
+sends SIGCONT, and the job is SIGNALING meanwhile; the warning may arrive in that state (job_state_string() of Slurm
+22.05)."""
 
 
 class Cause(Enum):
     """Why a job was signalled."""
 
     PREEMPTED = "preempted"
-    """Another job preempts it. Slurm waits until its grace time is over."""
+    """Another job preempts this one. Slurm waits until the grace time is over."""
     REQUEUED = "requeued"
-    """It has been requeued already. What still runs has until SIGKILL."""
+    """The job has been requeued already. Its processes run until Slurm sends SIGKILL."""
     REQUEUED_ITSELF = "requeued by itself"
-    """The application has requeued its own job: it ends in its own way, and its next run begins anew."""
+    """The application has requeued its own job: it ends in its own way, and the next run begins anew."""
     TIME_LIMIT = "time limit"
     CANCELLED = "scancel"
-    """To requeue would revive a job that its user has cancelled."""
+    """The job must not be requeued: that would revive a job that its user has cancelled."""
     OTHER = "a signal that Slurm has no reason for"
-    """A signal for the application, or a warning that the record does not explain."""
+    """The signal was meant for the application, or it is a warning that the job's record does not explain."""
 
 
 @dataclass(frozen=True)
 class Reaction:
-    """What the supervisor does when a signal has this cause, and when the application ends in such a moment."""
+    """What the supervisor does when a signal has this cause, or when the application ends while the cause holds."""
 
     leaves: bool
-    """The application is saved and ended. If not, it goes on, or ends in its own way: the signal is passed on to it."""
+    """Whether the application is saved and killed. If not, the signal is forwarded to it, and it runs on or ends."""
     requeues: bool
-    """The job is requeued, also if its application has ended before it could be saved."""
+    """Whether the job is requeued, even if its application has ended before it could be saved."""
     may_finish: bool
-    """The application may have ended of its own accord, unless Slurm has signalled it."""
+    """Whether an application that ends now counts as finished, unless Slurm has signalled it."""
 
 
 REACTIONS = {
@@ -67,7 +69,7 @@ class Finding:
 
 
 def is_running(record: JobRecord) -> bool:
-    """Whether Slurm has not ended a job, nor begun to."""
+    """Whether a job runs: Slurm neither has ended it nor has begun to end it."""
     return record.state != COMPLETING and record.state not in _OVER
 
 

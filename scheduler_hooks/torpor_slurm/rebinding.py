@@ -1,6 +1,7 @@
-"""After a wake: a task that srun has bound to its share of the allocation is bound to the same share of the new one.
+"""After a wake: bind the tasks that srun had bound to a share of the old allocation to the same share of the new one.
 
-A restore binds it to those of its old processors that the job has here, too, which may be less than its share.
+The restore has bound each task to those of its old processors that the new allocation has too. These may be fewer than
+its share.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from torpor_slurm.step.tasks import BOUND
 
 
 def rebind(root: int, before: Sequence[int], size: int) -> None:
-    """Bind the tasks of a process tree to the processors of this process that stand where theirs stood.
+    """Bind the tasks of a process tree to the processors that have the same positions in the new allocation.
 
-    Threads that have bound themselves to others are left alone.
+    Threads that had set an affinity of their own are left alone.
 
     Args:
         root: the PID of the tree's root.
@@ -36,7 +37,7 @@ def rebind(root: int, before: Sequence[int], size: int) -> None:
             if not share or max(share) >= len(before):
                 continue
             left = {before[cpu] for cpu in share}.intersection(here) or set(here)
-            # Where Slurm does not confine the job, its processors are not known.
+            # If Slurm does not confine the job to its allocation, nobody knows which processors are its own: use all.
             new = {here[cpu] for cpu in share} if len(here) == size and max(share) < size else set(here)
             for thread in map(int, os.listdir(f"/proc/{pid}/task")):
                 if os.sched_getaffinity(thread) == left:

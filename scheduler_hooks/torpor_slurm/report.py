@@ -29,7 +29,7 @@ class Row:
     phase: str
     """running, left (saved and gone), ended (by Slurm or the user) or finished."""
     cause: str
-    """Why it left or ended."""
+    """Why it was saved and ended, or was ended."""
     node: str
     run: int
     """How often Slurm had restarted the job, as $SLURM_RESTART_COUNT."""
@@ -52,7 +52,7 @@ class Row:
         return self.save_seconds < self.window
 
     def as_json(self) -> dict[str, Any]:
-        """The row for programs."""
+        """The row for `--json`."""
         return {**dataclasses.asdict(self), "enough": self.enough}
 
     def in_words(self) -> tuple[str, ...]:

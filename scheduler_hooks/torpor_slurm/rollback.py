@@ -1,10 +1,10 @@
 """Truncate output files to their length at the snapshot that is woken, so that no line comes twice.
 
-If the application begins anew although an earlier run has started it, they are truncated to their length then. Of such
-a run only standard output and error are known.
+If the application begins anew although an earlier run had started it, they are truncated to their length at that start.
+Then only the files of standard output and standard error are known.
 
-Only files to which the job appended: opened with O_APPEND, or with the position at the end. What is cut off is copied
-first. A file that has been replaced, or is shorter now, is left alone.
+Only files to which the job appended are truncated: opened with O_APPEND, or with the position at the end. Their end is
+copied before. A file that has been replaced, or is shorter now, is left alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torpor.image import Tree
 from torpor.store import sync_directory
 
 _FDS = (1, 2)
-"""What of this process Slurm has opened for the job's output."""
+"""The descriptors of this process that Slurm has opened for the job's output."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Tail:
 
 
 def tails(image: Tree) -> Iterator[Tail]:
-    """What was appended to the output files of an image since."""
+    """What was appended to the output files of an image since it was taken."""
     lengths: dict[str, int] = {}
     for description in image.descriptions:
         file = description.file
@@ -50,7 +50,7 @@ def tails(image: Tree) -> Iterator[Tail]:
         try:
             now = os.stat(path, follow_symlinks=False)
         except OSError:
-            continue  # the restore says what it thinks of a file that is gone
+            continue  # the restore itself decides about a file that is gone
         # Device numbers of a shared file system differ between hosts; inode numbers do not.
         if at_end and stat.S_ISREG(now.st_mode) and now.st_ino == file.ino and now.st_size > file.size:
             lengths[path] = max(lengths.get(path, 0), file.size)
@@ -61,7 +61,7 @@ def tails(image: Tree) -> Iterator[Tail]:
 def outputs() -> dict[str, list[int]]:
     """The files to which this process's standard output and error are appended: inode number and length, by path.
 
-    That is how Slurm opens a job's output with --open-mode=append, so that it has what earlier runs have written.
+    Slurm opens a job's output in this way with --open-mode=append, which keeps the output of earlier runs.
     """
     found = {}
     for fd in _FDS:
@@ -75,7 +75,7 @@ def outputs() -> dict[str, list[int]]:
 
 
 def own_outputs(names: frozenset[str]) -> dict[str, list[int]]:
-    """Those of `outputs` that only this job writes, since its id is in their names: as they were when they were new."""
+    """The files of `outputs` that only this job writes (its id is in their names), with the length 0 of new files."""
     own = {}
     for path, (ino, _) in outputs().items():
         name = Path(path).name
@@ -85,10 +85,10 @@ def own_outputs(names: frozenset[str]) -> dict[str, list[int]]:
 
 
 def grown(before: Mapping[str, Sequence[int]]) -> Iterator[Tail]:
-    """What was appended since to the output files of this process.
+    """What was appended to the output files of this process since `outputs` was called.
 
     Args:
-        before: the files, as of `outputs`.
+        before: what `outputs` returned.
     """
     for path, (ino, now) in outputs().items():
         was = before.get(path)
@@ -100,9 +100,9 @@ def cut(tail: Tail, into: Path, prefix: str) -> Path:
     """Copy the end of a file into a directory, and truncate the file.
 
     Args:
-        tail: which.
+        tail: the file, and the part to cut off.
         into: a directory for the copy.
-        prefix: how the copy's name begins.
+        prefix: the beginning of the copy's name.
 
     Returns:
         The copy.

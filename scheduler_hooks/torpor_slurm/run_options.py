@@ -14,7 +14,7 @@ Rollback = Literal["append-only", "none"]
 
 @dataclass(frozen=True)
 class Options:
-    """What the user chose, and what holds otherwise."""
+    """The options that the user has given, with their defaults."""
 
     every: float | None = None
     """Seconds between two saves, for nodes that fail without a warning; None: save only when warned."""
@@ -25,4 +25,4 @@ class Options:
     files: Files = "as-they-were"
     """Whether a snapshot is woken even if its files were changed in place since."""
     mpi: Literal["tcp"] | None = None
-    """Whether MPI is to leave the adapter of a fast network alone (mpi_environment.py)."""
+    """If "tcp", MPI must not use the adapter of a fast network (mpi_environment.py)."""

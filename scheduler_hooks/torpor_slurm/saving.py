@@ -1,4 +1,4 @@
-"""Saving the application of a Slurm job: what a save costs, what it tells, and when one that failed is tried again."""
+"""Save the application of a Slurm job: measure how long it takes, report notices and errors, and time the retries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torpor_slurm.job_directory import RUN_TAG, JobDirectory
 from torpor_slurm.messages import Failures, tell
 
 FIRST_RETRY, LAST_RETRY = 0.1, 3.0
-"""Seconds after which a save that failed is tried again: at first, since the reason may have passed, and at most."""
+"""Seconds after which a failed save is tried again: the first time (the cause may be over soon), and at most."""
 FIRST_RATE = 100e6
 """Bytes per second that a save is assumed to reach until one was measured."""
 
@@ -29,14 +29,14 @@ class Saving:
         """Bytes of memory per second at which a full save is written."""
         self.failures = Failures(directory)
         self.retry = FIRST_RETRY
-        """Seconds from the next failed save to the one after it."""
+        """Seconds to wait after the next failed save."""
         self.succeeded = False
-        """Whether a save has, in this run."""
+        """Whether a save has succeeded in this run."""
         self._printed: set[str] = set()
-        """The notices of snapshots that the user has been told: each is told once."""
+        """The notices of snapshots that were printed for the user: each is printed once."""
 
     def save(self, pid: int, then: Literal["run", "kill"], found: list[Snapshot]) -> bool:
-        """Take a snapshot. False: that failed, the user was told why, and the application runs on.
+        """Take a snapshot. Return False if that failed: then the user was told why, and the application runs on.
 
         Args:
             pid: the root of the application's process tree.
@@ -55,8 +55,8 @@ class Saving:
                 series=self.series,
                 stats=stats,
             )
-        except Exception as error:  # also a fault of ours: it must not cost the job, which runs on
-            # Of one that has ended meanwhile, or is about to, anything may be said.
+        except Exception as error:  # any error, also a defect of Torpor: the job must survive it, and runs on
+            # If the application has ended meanwhile, or is about to, the error may be any: do not show it.
             self.failures.tell("not saved", error, silent=processes.is_ending(pid))
             return False
         self.succeeded = True
@@ -76,14 +76,14 @@ class Saving:
         return True
 
     def next_retry(self) -> float:
-        """Seconds after which a save that has failed is tried again: each time twice as many."""
+        """Seconds after which a failed save is tried again: twice as many each time, up to LAST_RETRY."""
         wait = self.retry
         self.retry = min(LAST_RETRY, 2 * wait)
         return wait
 
     def _measure(self, snapshot: Snapshot, took: float) -> None:
         rate = max(1.0, snapshot.size / took)
-        # A save that found little written tells how slow one is, but not how fast.
+        # An incremental save may lower the measured rate, but must not raise it: it wrote only a part of the memory.
         self.rate = rate if snapshot.written > snapshot.size / 2 else min(rate, self.rate)
 
     def _tell_notices(self, snapshot: Snapshot) -> None:

@@ -1,7 +1,7 @@
-"""The batch script around a `torpor run` that it has not exec'ed.
+"""The batch script that called `torpor run`, without exec, and would go on when `torpor run` exits.
 
-When the job has left for its next run, Slurm ends the script in a moment. In that moment the script must not go on with
-its next lines: they are for when the application has finished.
+When the application was saved and the job requeued, Slurm ends the script a moment later. Until then the script must
+not execute its next lines: they expect that the application has finished. So `torpor run` does not exit before.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from pathlib import Path
 from torpor_slurm.allocation import Allocation
 
 LONGEST = 10.0
-"""Seconds that Slurm has to end the script. One with a trap for SIGTERM runs that when `torpor run` has ended."""
+"""Seconds that Slurm has to end the script. A shell runs its trap for SIGTERM only when `torpor run` has exited."""
 _LOOK = 0.1
-"""Seconds between two looks."""
+"""Seconds between two checks."""
 
 
 class ScriptAround:
-    """The script, if there is one that would go on."""
+    """The batch script, if it waits for this process."""
 
     def __init__(self, allocation: Allocation) -> None:
-        """Look for it. To be called while it is there."""
+        """Find out whether a script waits for this process. To be called at the begin, while the script still lives."""
         self._parent = os.getppid()
         # In a step the parent is slurmstepd, and the script waits for srun.
         self._waits = allocation.in_step or _name(self._parent) != "slurmstepd"
 
     def wait_for_its_end(self) -> None:
-        """Return when Slurm ends this process or the script, at the latest after LONGEST; at once if there is none.
+        """Wait until Slurm sends SIGTERM to this process or has ended the script, but no longer than LONGEST.
 
-        The caller blocks SIGTERM.
+        Return at once if no script waits. The caller must have blocked SIGTERM.
         """
         until = time.monotonic() + LONGEST
         while self._waits and os.getppid() == self._parent and time.monotonic() < until:

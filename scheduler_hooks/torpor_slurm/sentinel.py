@@ -1,7 +1,7 @@
-"""The sentinel: a step that only sleeps, and that SIGTERM ends when a grace time begins.
+"""The sentinel: a step that only sleeps. When a grace time begins, Slurm's SIGTERM ends it.
 
-When Slurm preempts a job it sends SIGTERM to the steps at once, but to the batch process only when the grace time is
-over. So a step beside the application tells of a preemption at its start, on every site, however it is configured.
+When Slurm preempts a job, it sends SIGTERM to the steps at once, but to the batch process only at the end of the grace
+time. So the end of a step beside the application shows that a preemption begins, however the site is configured.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from types import TracebackType
 from torpor_slurm.allocation import Allocation
 
 SOON, AGAIN = 1.0, 60.0
-"""Seconds until a sentinel that ended is started again: one that a signal ended, and one that did not even start.
+"""Seconds until a sentinel that has ended is started again: after it was killed by a signal, and after it failed to
+start.
 
-When the next one listens, the controller is asked again why: what was no preemption then may be one now."""
+When the next one runs, the controller is asked for the cause again: a preemption may have begun meanwhile."""
 LAST_WORDS = 0.5
 """Seconds that srun has to end its step."""
 _NEEDED = ("PATH", "HOME", "LANG", "SLURM_CONF")
@@ -34,7 +35,8 @@ class Sentinel:
 
         Args:
             allocation: the job's.
-            trouble: told why srun cannot be started, each reason once. It is tried again after AGAIN.
+            trouble: called with the reason why srun cannot be started, once for each reason. Another attempt follows
+                after AGAIN seconds.
         """
         self._allocation = allocation
         self._trouble = trouble
@@ -54,7 +56,7 @@ class Sentinel:
         if self._srun is not None:
             assert self._srun.stdout
             self._srun.stdout.close()
-            self._srun.terminate()  # srun ends its step; what it does not end goes with the job, which is about to
+            self._srun.terminate()  # srun ends its step; if it does not, the step ends with the job, a moment later
             try:
                 self._srun.wait(LAST_WORDS)
             except subprocess.TimeoutExpired:
@@ -66,7 +68,7 @@ class Sentinel:
         if self._listens:
             return False
         if self._allocation.in_step:
-            self._listens = True  # this process does so itself
+            self._listens = True  # this process is part of a step, and gets the warning itself
             return True
         if self._srun is None:
             return False
@@ -101,7 +103,7 @@ class Sentinel:
 
     def _start(self) -> None:
         if self._allocation.in_step:
-            return  # a step hears by itself
+            return  # this process is part of a step, and gets the warning itself
         command = ["srun", f"--jobid={self._allocation.job}", f"--nodelist={self._allocation.node}"]
         command += ["--overlap", "--nodes=1", "--ntasks=1", "--cpus-per-task=1", "--mem=0", "--mpi=none", "--quiet"]
         command += ["--job-name=torpor-sentinel", "--chdir=/", "--input=none", "--error=none"]
@@ -117,7 +119,7 @@ class Sentinel:
                 # The supervisor blocks signals, and has one thread.
                 preexec_fn=_unblock if signal.pthread_sigmask(signal.SIG_BLOCK, ()) else None,  # noqa: PLW1509
             )
-        except OSError as error:  # there is no srun, it is no program, no process can be made: this may pass
+        except OSError as error:  # no srun, srun cannot be executed, or fork failed: this may pass
             self._start_at += AGAIN
             if (words := f"srun cannot be started: {error}") != self._printed:
                 self._printed = words

@@ -1,4 +1,4 @@
-"""`torpor doctor --slurm`: what the settings of a site mean for jobs under Torpor, and how large a job may be."""
+"""`torpor doctor --slurm`: check how a site's Slurm settings affect jobs under Torpor, and how large a job may be."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ SAMPLE = 256 << 20
 """Bytes that are written to measure a store."""
 PIECE = 8 << 20
 WAIT_FOR_NODES = 60.0
-"""Seconds that a step of the doctor's may wait for its nodes."""
+"""Seconds that the doctor's own job step may wait for its nodes."""
 ATTRIBUTES_LAST = 60.0
-"""Seconds for which an NFS client may take a directory for unchanged (acdirmax of nfs(5))."""
+"""Seconds for which an NFS client may cache the attributes of a directory (acdirmax of nfs(5))."""
 _TRIAL = """
 node=$SLURMD_NODENAME
 if [ ! -d "$1" ]; then echo "$node does not see it"
@@ -34,7 +34,7 @@ SAFETY = 0.5
 
 @dataclass(frozen=True)
 class Advice:
-    """One line of the report; the fields are as of the doctor's own findings."""
+    """One line of the report, with the same fields as the findings of `torpor doctor`."""
 
     name: str
     title: str
@@ -52,8 +52,8 @@ def examine(
 
     Args:
         config: `scontrol show config`.
-        partitions: by name, `scontrol show partition`.
-        can_wake: whether a user may make a capsule on this host.
+        partitions: `scontrol show partition`, by name of the partition.
+        can_wake: whether a user may create the namespaces of a restored job (a capsule) on this host.
         rate: bytes per second that can be written to the store.
     """
     return [
@@ -140,7 +140,7 @@ def partitions() -> dict[str, dict[str, str]]:
     """Every partition's settings.
 
     Raises:
-        SlurmError, NotFound: no controller, no Slurm.
+        SlurmError, NotFound: the controller does not answer, or there is no Slurm.
     """
     lines = controller.call(["scontrol", "show", "partition", "-o"]).splitlines()
     found = [controller.fields_of(line) for line in lines if line.strip()]
@@ -148,13 +148,13 @@ def partitions() -> dict[str, dict[str, str]]:
 
 
 def used_on(store: str) -> list[Advice]:
-    """On which nodes jobs have used a store."""
+    """Report the nodes on which jobs have used a store."""
     nodes = seen_on(store)
     return [Advice("store_used_on", "the store", "info", f"jobs have used it on {', '.join(nodes)}")] if nodes else []
 
 
 def try_from_nodes(store: str, nodes: int) -> Advice:
-    """Start a step on so many nodes, and see whether each reads what is written to a store here, and writes to it.
+    """Check by a step on `nodes` nodes that each can read what this host writes to a store, and can write there itself.
 
     Raises:
         SlurmError, NotFound: srun failed, or got no nodes in time.

@@ -1,4 +1,4 @@
-"""The srun wrapper: below a supervisor, `srun` runs its step as a part of the job's process tree (see `step`)."""
+"""The stand-in for srun: below a supervisor, `srun` runs its step inside the job's process tree (package `step`)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ SCRIPT = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -E -m torpor_slurm.step
 
 
 def refuse_real_srun(pid: int) -> None:
-    """Refuse a process tree with a real srun, called by its path: a snapshot would not have the tasks of its step.
+    """Refuse to save a process tree with a real srun (called by its path): its step's tasks would not be saved.
 
     Raises:
-        Refused: there is one.
+        Refused: there is a real srun in the tree.
     """
     for one in processes.tree(pid):
         with suppress(OSError):

@@ -1,8 +1,8 @@
 """`torpor sbatch`: submit the user's own script with its options so that it runs under a supervisor.
 
 The submitted script has the user's #SBATCH lines, a line that executes `torpor run`, and then the user's script,
-unchanged. The supervisor copies that to a path that every node sees: a shell keeps its script open, and the copy in a
-node's spool directory would be another file on the next node.
+unchanged. The supervisor copies the user's script to a path that every node sees: a shell keeps its script open, and
+the file in the spool directory of one node does not exist on the next.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _GRAMMAR = Grammar(
     long={"N": "nodes", "G": "gpus", "J": "job-name", "n": "ntasks"},
     in_full={"torpor"[:letters]: "torpor" for letters in range(2, 6)},
 )  # fmt: skip
-"""sbatch(1)."""
+"""The options of sbatch(1)."""
 _GPU_OPTIONS = ("gpus", "gpus-per-node", "gpus-per-socket", "gpus-per-task")
 OWN = "torpor"
 """The option --torpor[=EVERY] of the SPANK plugin, which turns sbatch into `torpor sbatch`; removed here."""
@@ -94,7 +94,7 @@ def parse(arguments: Sequence[str]) -> Submission:
 
 
 def refuse(submission: Submission) -> list[Reason]:
-    """What the job requests that cannot be saved."""
+    """Why the job cannot be saved: what it requests that Torpor does not support."""
     values = submission.values
     reasons = []
     parts = [words[0] for words in map(_words, directives(submission.script)) if words in (["hetjob"], ["packjob"])]
@@ -124,7 +124,7 @@ def refuse(submission: Submission) -> list[Reason]:
 
 
 def submit(submission: Submission, run: Sequence[str]) -> tuple[str, int]:
-    """Submit the job, and give the output of sbatch and its exit code (with --wait, that of the job).
+    """Submit the job. Return the output of sbatch, and its exit code (with --wait, that of the job).
 
     The standard error of sbatch is not redirected.
 
@@ -133,8 +133,8 @@ def submit(submission: Submission, run: Sequence[str]) -> tuple[str, int]:
         run: `torpor run` with its options: what the job executes.
 
     Raises:
-        Refused: the job requests what cannot be saved.
-        SlurmError, NotFound: sbatch failed; there is no sbatch.
+        Refused: the job requests something that cannot be saved.
+        SlurmError, NotFound: sbatch failed, or there is no sbatch.
     """
     if reasons := refuse(submission):
         raise Refused("nothing was submitted", reasons)

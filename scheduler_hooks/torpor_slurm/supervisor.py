@@ -2,9 +2,9 @@
 
     begin -> wake or start -> wait -> warned: why? -> save and kill -> requeue -> exit
 
-It notices Slurm's warnings (a sentinel step, signals, the time limit), asks the controller for the cause, saves the
-application, and exits. When Slurm starts the job again, on whichever node, it wakes the newest snapshot. It changes
-nothing of the application's output, signals and exit status.
+It notices Slurm's warnings (by a sentinel step, by signals, and by the time limit), asks the controller for the cause,
+saves the application, and exits. When Slurm starts the job again, on whichever node, it wakes the newest snapshot. The
+application's output, signals and exit status are as without Torpor.
 """
 
 from __future__ import annotations
@@ -38,27 +38,28 @@ from torpor_slurm.waking import wake
 PULSE = 5.0
 """Seconds between two checks for a later run and for the time limit."""
 SHORT_PULSE = 0.2
-"""The same while the sentinel is being started."""
+"""Seconds between two checks while the sentinel is being started."""
 LEFT_AT_TIME_LIMIT = 124
 """Exit code of a job that was saved at its time limit and not requeued: that of timeout(1)."""
 FENCED = 75
 """Exit code of a run that finds a later run of the same job: EX_TEMPFAIL of sysexits.h."""
 
 LEAST_LEAD = 15.0
-"""Seconds before its time limit at which even the smallest job is saved: the controller may take some to answer."""
+"""Even the smallest job is saved this many seconds before its time limit: the controller may be slow to answer."""
 
 HEARD = frozenset(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE}
-"""Signals that the supervisor receives for the application.
+"""Signals that the supervisor blocks, and forwards to the application when they come.
 
-Also those of faults: a fault of the supervisor's own ends it although they are blocked (force_sig(), kernel 2.6), so
-that one that is received was sent. Not SIGPIPE: a write of the supervisor's own sends it.
+SIGSEGV and the like are among them: if the supervisor itself faults, they kill it although they are blocked
+(force_sig(), kernel 2.6). So one that it can receive was sent by another process. SIGPIPE is not among them: the
+supervisor's own writes may cause it.
 """
 _HARMLESS = (
     *(signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH),
     *(signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU),
 )
 WARNINGS = HEARD - {*_HARMLESS}
-"""Signals that end a program which does not catch them; Slurm may send any as a warning (--signal)."""
+"""Signals that kill a program which does not catch them. Slurm may send any of them as a warning (--signal)."""
 
 
 def supervise(
@@ -77,8 +78,8 @@ def supervise(
 
     Raises:
         Refused: the job cannot be saved (several nodes, GPUs), or has a supervisor already.
-        RestoreRefused, RestoreFailed, ImageDamaged: its snapshots cannot be woken, and it may not start anew.
-        NotFound, StoreError, SlurmError: no such program; no store; no controller.
+        RestoreRefused, RestoreFailed, ImageDamaged: its snapshots cannot be woken, and it must not start anew.
+        NotFound, StoreError, SlurmError: there is no such program, no store, or no answer of the controller.
     """
     given = inherited_signals()
     signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
@@ -104,7 +105,7 @@ class Supervisor:
         self.embedded = embedded
         """The script of `torpor sbatch`, if that is what the command runs."""
         self.given = given
-        """The signals that the application ignores and blocks from its start. Ignored ones are not passed on."""
+        """The signals that the application ignores and blocks from its start. Ignored ones are not forwarded."""
         self.allocation = allocation
         self.directory = directory
         self.options = options
@@ -114,21 +115,22 @@ class Supervisor:
         self.job: Job
         self.saving = Saving(directory, allocation.restarts)
         self.leaving: Finding | None = None
-        """Why the job has to end, as long as it could not be saved."""
+        """Why the job has to end, while it could not be saved yet; None otherwise."""
         self.unexplained: list[int | None] = []
-        """Warnings, as in `_warned`, for which the controller has not given the cause yet."""
+        """Warnings (arguments of `_warned`) whose cause the controller has not told yet."""
         self.retry_at = 0.0
-        """When saving, or asking for the cause, is tried again (time.monotonic())."""
+        """When to try again to save, or to ask for the cause (time.monotonic())."""
         self.warned = False
-        """Whether SIGTERM has come, or any warning as it ended. Slurm may have sent it to the application, too."""
+        """Whether SIGTERM has come, or any warning while the application ended. Slurm may have sent the same signal to
+        the application."""
         self.handed: set[int] = set()
-        """The signals of WARNINGS that were handed on."""
+        """The signals of WARNINGS that were forwarded to the application."""
         self.next_save = float("inf")
-        """When it is saved though nobody has warned it (time.monotonic())."""
+        """When the next regular save is due (time.monotonic())."""
         self.gone = False
-        """Whether the application has been ended, saved or since a later run has begun."""
+        """Whether the supervisor has killed the application: it was saved, or a later run has begun."""
         self.urged = False
-        """Whether one was that Slurm sent to end the job: how the application ends may be its answer to it."""
+        """Whether a signal was forwarded that Slurm sent to end the job: the application may end because of it."""
 
     # ------------------------------------------------------------------------------------------- the story
 
@@ -210,7 +212,7 @@ class Supervisor:
             number = None if heard is None else heard.si_signo
             try:
                 left = self._react(number, sentinel)
-            except Exception as error:  # also a fault of ours: it must not cost the job, which runs on
+            except Exception as error:  # any error, also a defect of Torpor: the job must survive it, and runs on
                 if self.gone:
                     raise
                 self.saving.failures.tell("the job runs on after an error", error)
@@ -221,11 +223,11 @@ class Supervisor:
         return self._ended(code)
 
     def _react(self, number: int | None, sentinel: Sentinel) -> int | None:
-        """Do what is due; the exit code if the run ends.
+        """Do what is due. Return the exit code if the run ends, None if it goes on.
 
         Args:
             number: the signal that has come, if any.
-            sentinel: what tells of the start of a grace time.
+            sentinel: the step that Slurm ends when a grace time starts.
         """
         if self.directory.is_fenced(self.allocation.restarts):
             return self._abandon()
@@ -255,7 +257,7 @@ class Supervisor:
 
     @contextmanager
     def _remembering(self, number: int | None) -> Iterator[None]:
-        """Whatever goes wrong with a warning, it comes but once: it is dealt with again later."""
+        """If an error occurs while a warning is handled, keep the warning for later: Slurm sends it only once."""
         try:
             yield
         except Exception:
@@ -263,11 +265,14 @@ class Supervisor:
             raise
 
     def _warned(self, number: int | None, *, before: bool = False) -> int | None:
-        """Ask the controller for the cause, and act on it: the exit code if the run ends, None if it goes on.
+        """Ask the controller for the cause of a warning, and act on it.
 
         Args:
             number: the signal that came; None: the sentinel has ended.
-            before: the question was asked before, and not answered.
+            before: whether the controller was asked before, and did not answer.
+
+        Returns:
+            The exit code if the run ends, None if it goes on.
         """
         with self._remembering(number):
             return self._deal_with(number, before=before)
@@ -279,7 +284,7 @@ class Supervisor:
         deadly = number is not None and processes.dies_of(self.job.tree_pid, number)
         late = before or answer is None
         if not before and (answer is None or (answer.cause is Cause.OTHER and deadly)):
-            self._save("run")  # whatever comes, nothing is lost
+            self._save("run")  # the application may die of the signal: save it before
             answer = self._find_cause(number)
         if answer is None:
             if number is not None and not deadly:
@@ -292,16 +297,17 @@ class Supervisor:
             self.urged, self.leaving = False, None
             if answer.cause is Cause.REQUEUED_ITSELF:
                 self.next_save = float("inf")
-            # Slurm lets it run: a signal from when the controller was away is no reason to end it.
+            # Slurm lets the job run. If its answer comes late, do not kill the job by an old signal without a reason.
             if number is not None and not (late and deadly and answer.cause is Cause.OTHER):
                 self._hand_on(number, urge=answer.cause is not Cause.OTHER)
             return None
         return self._leave(answer, number)
 
     def _step_ended(self, number: int | None) -> int | None:
-        """Find out why; as `_warned`.
+        """Find out why the sentinel step has ended, and act on it. Returns as `_warned`.
 
-        If Slurm has no reason, the signal was for the steps: plain Slurm would have sent it to what srun has started.
+        If Slurm gives no reason, somebody has signalled the job's steps. Then the tasks below srun get the signal, as
+        they would from Slurm without Torpor.
         """
         left = self._warned(None)
         if (
@@ -319,7 +325,7 @@ class Supervisor:
         return left
 
     def _ask_again(self) -> int | None:
-        """Ask for the causes of the warnings that are not explained yet; as `_warned`."""
+        """Ask for the causes of the warnings that are not explained yet. Returns as `_warned`."""
         for number in dict.fromkeys(self.unexplained):
             self.unexplained = [other for other in self.unexplained if other != number]
             if (left := self._warned(number, before=True)) is not None:
@@ -327,7 +333,7 @@ class Supervisor:
         return None
 
     def _warned_before(self) -> int | None:
-        """Ask whether a grace time began before the sentinel had started; the exit code if the run ends."""
+        """Ask whether a grace time began before the sentinel had started. Returns as `_warned`."""
         with self._remembering(None):
             answer = self._find_cause(None)
         if answer is None or answer.cause not in (Cause.PREEMPTED, Cause.REQUEUED):
@@ -355,13 +361,13 @@ class Supervisor:
         )
 
     def _leave(self, answer: Finding, number: int | None = None) -> int | None:
-        """Save and kill the application, requeue the job if needed, and give the exit code; None: saving failed."""
+        """Save and kill the application, and requeue the job if needed. Return the exit code, None if saving failed."""
         began = time.monotonic()
         self.leaving = answer
         if not self._save("kill"):
             self.retry_at = time.monotonic() + self.saving.next_retry()
             if number is not None and not processes.dies_of(self.job.tree_pid, number):
-                self._hand_on(number, urge=True)  # it may do what it can; what dies of it may yet be saved instead
+                self._hand_on(number, urge=True)  # it catches the signal; if it would die of it, a retry may save it
             return None
         self.gone = True
         self.job.wait()
@@ -378,9 +384,9 @@ class Supervisor:
         return 0
 
     def _end_is_near(self) -> Finding | None:
-        """Why the job has to end soon, if its end is near. If so, ask first whether it was put off.
+        """If the job's end is near, return the reason; None if it is not, or was postponed (the controller is asked).
 
-        What is near may also be the end of a grace time that nobody has heard of yet.
+        The reason may also be a grace time of whose start this process has not heard.
         """
         record = self.record
         if self.leaving is not None or not record.limited or record.end is None:
@@ -395,14 +401,14 @@ class Supervisor:
         return answer if REACTIONS[answer.cause].leaves else None
 
     def _lead(self) -> float:
-        """Seconds before its time limit at which the job is saved: twice what a save takes, at most half the limit."""
+        """How many seconds before its time limit the job is saved: twice the time of a save, at most half the limit."""
         need = LEAST_LEAD + 2 * processes.resident(self.job.tree_pid) / self.saving.rate
         if self.record.start is None or self.record.end is None:
             return need
         return min(need, (self.record.end - self.record.start) / 2)
 
     def _abandon(self) -> int:
-        """Kill the application: there is a later run, and this one is a copy on a node that Slurm took for dead."""
+        """Kill the application: a later run has begun, so Slurm took this node for dead, and this is a second copy."""
         self.directory.log(f"run {self.allocation.restarts} on {self.allocation.node} found a later one: it ends")
         self.gone = True
         with suppress(ProcessLookupError):
@@ -416,19 +422,19 @@ class Supervisor:
     # ------------------------------------------------------------------------------------------- the end
 
     def _ended(self, code: int) -> int:
-        """The application has ended: by itself, or because Slurm ended it before it was saved."""
+        """Handle the end of the application: it has finished, or Slurm has ended it before it was saved."""
         if self.directory.is_fenced(self.allocation.restarts):
-            return self._abandon()  # what became of this copy says nothing of the job
-        while signal.sigtimedwait(WARNINGS, 0):  # what comes in the same moment may have ended it
+            return self._abandon()  # how this second copy ended says nothing about the job
+        while signal.sigtimedwait(WARNINGS, 0):  # a signal that comes at the same moment may have ended it
             self.warned = True
-        # Of a warning that it did not catch, in answer to one, for want of memory, or by hand: not of its own accord.
+        # It did not finish: a warning killed it, it reacted to one, or the OOM killer or somebody sent SIGKILL.
         early = -code in self.handed or self.urged or code == -signal.SIGKILL
         warned = self.warned or self.leaving is not None
         doubtful = early or code == -signal.SIGTERM or (code != 0 and warned)
         answer = self._why_it_ended() if warned else self._find_cause(None)
         if answer is None:
             slurms = doubtful or warned
-        else:  # without cgroups Slurm signals the application itself, and any exit code may be its answer
+        else:  # without cgroups Slurm signals the application itself, which may react by any exit code
             ending = not is_running(self.record) or not REACTIONS[answer.cause].may_finish
             slurms = early or ending or (doubtful and answer.cause is not Cause.OTHER)
         if slurms:
@@ -442,21 +448,21 @@ class Supervisor:
         return code
 
     def _why_it_ended(self) -> Finding | None:
-        """Ask as long as at the begin: there is no hurry, since a job does not end while its controller is away."""
+        """Ask for the cause, up to FIRST_ANSWER seconds: a job does not end while its controller is down."""
         until = time.monotonic() + beginning.FIRST_ANSWER
         while (answer := self._find_cause(None)) is None and time.monotonic() < until:
             time.sleep(controller.RETRY)
         return answer
 
     def _ended_early(self, code: int, answer: Finding | None) -> int:
-        """Slurm, or the user by scancel, ended the application: the job is not finished."""
+        """Handle an application that did not finish: Slurm has ended it, or the user has (scancel)."""
         cause = answer.cause.value if answer else "an unknown cause: Slurm did not answer"
         self.directory.log(f"the application was ended ({code}) because of {cause}")
         self.directory.update_state(phase="ended", cause=cause)
         if answer and answer.cause is Cause.REQUEUED_ITSELF:
             self._begin_anew()
         elif answer and self._requeues(answer.cause) and (answer.cause is Cause.PREEMPTED or self.saving.succeeded):
-            # At a time limit only if the next run gets further: it would come here for ever.
+            # At a time limit only if a save has succeeded: otherwise every run would end here, and none get further.
             another_run.request(self.directory, self.allocation.restarts, answer.deadline)
             self.script.wait_for_its_end()
         elif answer and answer.cause is Cause.REQUEUED:
@@ -464,7 +470,7 @@ class Supervisor:
                 self._note(self.directory.own_end)
             self.script.wait_for_its_end()
         elif answer and answer.cause is Cause.OTHER:
-            self._note(self.directory.end, code)  # not Slurm has ended it (but the OOM killer, say): the script goes on
+            self._note(self.directory.end, code)  # Slurm did not end it (the OOM killer did, say): the script goes on
         return code
 
     def _note(self, what: Callable[..., None], *arguments: int) -> None:
@@ -477,7 +483,7 @@ class Supervisor:
         return REACTIONS[cause].requeues or (cause is Cause.TIME_LIMIT and self.options.on_timeout == "requeue")
 
     def _begin_anew(self) -> None:
-        """Have the next run start the application, which has requeued its job and ended as it does then."""
+        """Make the next run start the application anew: it has requeued its own job, and then ended in its own way."""
         self._note(self.directory.own_end)
         try:
             self.directory.forget(self.allocation.restarts)

@@ -14,16 +14,17 @@ from torpor_slurm.run_options import Options
 
 
 def wake(here: Beginning, allocation: Allocation, options: Options, series: Series) -> Job | None:
-    """Wake the newest snapshot that can be woken; None: start from the beginning.
+    """Wake the newest snapshot that can be woken. Return None if the application has to start from the beginning.
 
     Args:
-        here: what this run has found; what the user must know is added to its notes.
+        here: what this run has found. Messages for the user are added to its notes.
         allocation: where the job runs now.
-        options: what to do if one cannot be woken, and with which files.
-        series: goes on with the snapshot that was woken.
+        options: what to do if a snapshot cannot be woken, and whether changed files matter.
+        series: continued from the snapshot that was woken.
 
     Raises:
-        RestoreRefused, RestoreFailed, ImageDamaged, NotFound: none can be, and to start anew is not allowed.
+        RestoreRefused, RestoreFailed, ImageDamaged, NotFound: no snapshot can be woken, and --on-refused does not allow
+            to start anew.
     """
     refused: list[str] = []
     directory = here.directory
@@ -52,7 +53,7 @@ def _wake_one(
     snapshot: Snapshot, allocation: Allocation, directory: JobDirectory, options: Options, series: Series
 ) -> Job:
     def last_moment() -> None:
-        # All is built and nothing runs: from here on the restore cannot be refused, and output may be cut.
+        # All processes are built and none runs yet: the restore can no longer be refused, so output may be cut now.
         if directory.is_fenced(allocation.restarts):
             later = Reason(f"job {directory.job}", "a later run of it has begun", "that one goes on")
             raise Refused("this run is not woken", [later])

@@ -10,7 +10,8 @@ from typing import NamedTuple
 from torpor._native import ffi, lib
 
 CODE = bytes(ffi.buffer(lib.tp_batch_code(), lib.tp_batch_size()))
-"""The interpreter's position-independent code. On entry r14 is the address of the table, r12 that of an entry."""
+"""The interpreter's position-independent code. On entry, r14 is the address of the table, r12 that of the first entry
+to run."""
 
 ENTRY_SIZE = 64
 NOT_RUN = -(1 << 63)
@@ -78,21 +79,24 @@ class Call(NamedTuple):
 
 @dataclass
 class Batch:
-    """A table of system calls, as it is built. Many threads may have one, each at an address of its own."""
+    """A table of system calls that is being built. It can be encoded for many threads, each at its own address."""
 
     first: int = 0
     """The entry to begin with. Entries before it are for the children that `on_zero` branches to."""
     _numbers: list[int] = field(default_factory=list)
     _table: bytearray = field(default_factory=bytearray)
     _data: bytearray = field(default_factory=bytearray)
-    """What follows the table. In both, addresses count from where they will point into: from the table, or the data."""
+    """The data that follows the table. Pointers in the table and in the data are kept as offsets from the start of what
+    they point into (the table or the data), until `encode` knows the address.
+    """
     _into_table: list[int] = field(default_factory=list)
-    """The offsets in the table of words that are addresses in it."""
+    """Where in the table the pointers into the table are (byte offsets)."""
     _into_data: list[int] = field(default_factory=list)
-    """The same of addresses in the data."""
+    """Where in the table the pointers into the data are."""
     _within_data: list[int] = field(default_factory=list)
-    """The offsets in the data of words that are addresses in it."""
+    """Where in the data the pointers into the data are."""
     _places: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
+    """Offset in the data and size of each argument in memory, by its entry and position."""
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -157,7 +161,7 @@ class Batch:
         return self._numbers
 
     def copy(self) -> Batch:
-        """Copy the table; each may get other calls."""
+        """Copy the table. Calls that are added to one of the two do not change the other."""
         return Batch(
             self.first,
             list(self._numbers),
@@ -216,4 +220,4 @@ class Replies:
 
 
 Ask = Callable[[Batch], Replies]
-"""Lets a process or thread make calls."""
+"""A function that makes a process or thread run a table of calls."""

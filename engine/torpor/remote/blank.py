@@ -1,7 +1,7 @@
-"""Blank processes: clones of torpor-init, traced from birth, that run none of their own code.
+"""Blank processes: clones of torpor-init, traced from birth, from which a restore builds the processes of an image.
 
-They only run tables of system calls, with the interpreter in their scratch mapping (native/batch.c). Init maps the
-scratch mapping and every clone inherits it: one page holds the interpreter, the rest is for tables.
+A blank runs no program code, only tables of system calls, by the interpreter in its scratch mapping (native/batch.c).
+Init creates the scratch mapping and every clone inherits it: one page holds the interpreter, the rest is for tables.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Task:
     """A stopped thread of the tree that is being built."""
 
     tid: int
-    """Its id in the PID namespace of this process."""
+    """Its thread ID in the PID namespace of this process."""
     name: str
     """How messages name it."""
     registers: array[int]
@@ -105,7 +105,7 @@ class Blanks:
     """All tasks of a tree that is being built. The thread that started init must make every call."""
 
     def __init__(self, init: int, scratch: range, spare: int, progress: Callable[[int], None] | None = None) -> None:
-        """Note an init that is about to reach its exec stop.
+        """Take charge of an init that is about to reach its exec stop.
 
         Args:
             init: its PID in the namespace of this process.
@@ -126,7 +126,7 @@ class Blanks:
         """Stop init before its first instruction, and map the scratch mapping in it."""
         _, status = os.waitpid(self._init, ptrace.WALL)
         if os.WIFSTOPPED(status):
-            # The exec stop is inside of execve, whose result is stored in rax when it returns: let it return first.
+            # The exec stop is inside execve(), which stores its result in rax when it returns: let it return first.
             ptrace.interrupt(self._init)
             ptrace.resume(self._init)
         task = self._add(self._init, "init")
@@ -364,7 +364,7 @@ def _table(work: Work, calls: Sequence[Call]) -> _Table:
 
 
 def _parts(work: Work) -> Iterator[Sequence[Call]]:
-    """Split the calls into parts that fit into the scratch mapping."""
+    """Split the calls into parts that fit into `work.room`."""
     part: list[Call] = []
     size = 2 * ENTRY_SIZE
     for call in work.calls:

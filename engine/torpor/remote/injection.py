@@ -1,4 +1,4 @@
-"""System calls inside of a frozen process, made so that the process survives the death of the dumper at any instant.
+"""System calls inside a frozen process, made so that the process survives the death of the dumper at any instant.
 
 The first call, mmap, runs on the stack of a thread, below the red zone. The thread's registers are set to a ``syscall;
 ret`` in its own libraries. The word at rsp is the address of their rt_sigreturn stub, and above it lies a signal frame
@@ -49,8 +49,8 @@ _HANDLER_ROOM = 64 << 10
 its batch. Otherwise its pages are never touched: it takes address space only.
 """
 _QUIET_SIGNALS = (signal.SIGURG, signal.SIGWINCH)
-"""Signals that are ignored by default (signal(7)): a thread that does not catch them does not notice them. If one is
-already blocked and pending, it cannot be used: it would be taken for ours, and be lost.
+"""Signals that are ignored by default (signal(7)): a thread that does not catch them does not notice them. One that is
+already blocked and pending cannot be used: it would be mistaken for that of the batch, and be lost.
 """
 _RFLAGS_TRAP_DIRECTION = 0x100 | 0x400
 _HEADER = CODE.ljust(256, b"\0") + b"torpor's window\0"
@@ -91,15 +91,17 @@ class Injection:
         Args:
             process: the frozen process.
             stubs: one object for all processes of a checkpoint.
-            noticed: signals (bit 0 is number 1) that it catches or has pending: it would notice another one.
+            noticed: the signals that the process catches or has pending, as a mask (bit 0 is signal 1): it would notice
+                if the dumper sent it one of them.
         """
         self.process = process
         self.maps = procfs.mappings(process.pid)
         self.xstates: dict[int, bytes] = {}
         self.scratch = (0, 0)
         self.on_clone: Callable[[int], None] | None = None
-        """Called with a thread that has stopped because its batch has created a child (needs ptrace.O_TRACECLONE). It
-        must resume the thread, and not raise then: the thread must be waited for, whatever becomes of the child.
+        """Called with the ID of a thread that has stopped because its batch has created a child (needs
+        ptrace.O_TRACECLONE). It must resume the thread, and must not raise after that: the thread has to be waited for,
+        whatever happens to the child.
         """
         self._stubs = stubs
         self._quiet = next((s for s in _QUIET_SIGNALS if not noticed >> (s - 1) & 1), None)
@@ -174,7 +176,7 @@ class Injection:
         start, end = max(gaps, key=lambda gap: gap[1] - gap[0], default=(0, 0))
         if end - start < size + 2 * _DISTANCE:
             raise CheckpointFailed(
-                f"{self.process.name} has no {(size + 2 * _DISTANCE) >> 10} KiB of its address space free in one piece"
+                f"{self.process.name} has no free range of {(size + 2 * _DISTANCE) >> 10} KiB in its address space"
             )
         return start + (end - start - size) // 2 // procfs.PAGE * procfs.PAGE
 
@@ -233,7 +235,7 @@ class Injection:
             self._enter(tid)
 
     def _end(self, batch: Batch, threads: Iterable[Thread]) -> None:
-        """Append to a batch what brings its threads back."""
+        """Append the entries by which the threads return from the batch."""
         if self._quiet is not None:
             if any(thread.sigmask >> (self._quiet - 1) & 1 for thread in threads):
                 # Only _enter() has unblocked it: if the dumper dies before, the signal would stay pending.
@@ -288,7 +290,7 @@ class Injection:
                 status = self.wait(thread)
             except (CheckpointFailed, OSError) as error:
                 failure = failure or self._failure(thread, error)
-                if thread.tid not in missed:  # whatever failed: if it lives, it is in the batch, and comes to its end
+                if thread.tid not in missed:  # try once more: if the thread lives, it will reach the end of its batch
                     missed.add(thread.tid)
                     continue
                 self._catch(thread)
@@ -329,13 +331,13 @@ class Injection:
             self.on_clone(thread.tid)
         else:
             raise CheckpointFailed(
-                f"thread {thread.tid} of {self.process.name} got {signal.Signals(sig).name} in a call of ours"
+                f"thread {thread.tid} of {self.process.name} got {signal.Signals(sig).name} in a call made for torpor"
             )
         return False
 
     @property
     def how(self) -> int:
-        """How a thread that runs a batch is resumed."""
+        """The ptrace request by which a thread that runs a batch is resumed."""
         return ptrace.CONT if self._quiet is not None else ptrace.SYSCALL
 
     def _step(self, thread: Thread) -> bool:
@@ -397,8 +399,8 @@ class Injection:
             if mapping.name == b"[stack]":
                 return next(iter(self.process.threads.values())), mapping.start
         raise CheckpointFailed(
-            f"no thread of {self.process.name} stands on a stack that is known to have room",
-            advice="try again: the next moment may be better",
+            f"no thread of {self.process.name} is on a stack that certainly has room for a signal frame",
+            advice="try again: it may be on another stack a moment later",
         )
 
     def _call_on_stack(self, nr: int, *args: int) -> int:
@@ -460,7 +462,7 @@ class Injection:
         """After an error, bring a thread in any state to a stop from which it can be detached."""
         with suppress(OSError, CheckpointFailed):
             ptrace.interrupt(thread.tid)
-            ptrace.wait_trapped(thread.tid)  # at whatever stop comes first, whose status may have been read before
+            ptrace.wait_trapped(thread.tid)  # any stop will do; its status may have been read already
             if (status := ptrace.poll(thread.tid)) is not None:
                 _keep_stop(thread, status)
             self._to_event_stop(thread)

@@ -89,7 +89,9 @@ class WriteWatch:
             os.close(fd)
 
     def begin(self, pid: int, mappings: Sequence[Range]) -> bool:
-        """Start to watch a frozen process. If another program watches it, return False: we would hide writes from it.
+        """Start to watch a frozen process.
+
+        Return False if another program watches it already: our protection would hide writes from that program.
 
         Args:
             pid: the process.
@@ -106,7 +108,7 @@ class WriteWatch:
         return True
 
     def look(self, pid: int, mappings: Sequence[Private], *, again: bool) -> list[Range]:
-        """Which of the frozen process's own pages may have been written since the last look.
+        """Find the private pages of the frozen process that may have been written since the last look.
 
         A mapping that is new since then counts as written.
 
@@ -182,7 +184,7 @@ class WriteWatch:
 
 
 def _runs(mappings: Sequence[Private]) -> Iterator[list[Private]]:
-    """The mappings in lists of neighbours that are too small for huge pages; each other one by itself."""
+    """Group adjacent mappings that are too small for huge pages. Any other mapping is a group of its own."""
     run: list[Private] = []
     for one in mappings:
         if run and (run[-1].end != one.start or one.end - one.start >= _HUGE or run[0].end - run[0].start >= _HUGE):
@@ -194,11 +196,11 @@ def _runs(mappings: Sequence[Private]) -> Iterator[list[Private]]:
 
 
 def _written_together(pages: memory.PageMap, run: Sequence[Private], *, again: bool) -> list[Range] | None:
-    """What was written of neighbours, with two calls for all of them: a kernel has hundreds of small mappings.
+    """Find the written pages of adjacent mappings by two calls for all: a Jupyter kernel has hundreds of small ones.
 
     Returns:
-        None if one is not watched. The kernel stops there, and forgets what it has found before: so it looks first
-        without protecting anything.
+        None if a mapping is not watched. There PAGEMAP_SCAN fails, and what it found before is lost. So the first scan
+        does not protect anything.
     """
     written = pages.written(run[0].start, run[-1].end, again=False)
     if written is None or not again:

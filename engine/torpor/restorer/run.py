@@ -1,8 +1,8 @@
 """`torpor run`: start a command so that it can be frozen, and save it regularly.
 
-The command lives as it would without Torpor: without its own namespaces, with the signals, limits, process group and
-terminal of its launcher. A torpor-init is between the two: it is a child subreaper, so orphans stay descendants of the
-launcher, which may trace its descendants under every setting of Yama but the strictest.
+The command runs as it would without Torpor: in no new namespaces, with the signals, limits, process group and terminal
+of its launcher. It is a child of a torpor-init, which is a child of the launcher and a child subreaper. So orphans stay
+descendants of the launcher, which may trace them under every setting of Yama (ptrace_scope) but the strictest.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torpor.store import SnapshotInfo, Store
 
 LONGEST = 366 * 86400
-"""The most seconds between two saves: longer than any job, and less than the longest wait of a thread."""
+"""The most seconds between two saves: longer than any job, and less than the longest timeout of threading."""
 
 
 def start(
@@ -39,14 +39,14 @@ def start(
 ) -> Job:
     """Start a command as a child of a torpor-init.
 
-    It inherits what any program inherits that this process executes: descriptors that are not close-on-exec, current
-    directory, process group, session and limits.
+    The command inherits from this process what every child inherits: descriptors that are not close-on-exec, the
+    current directory, process group, session and limits.
 
     Args:
         command: the program, searched in PATH, and its arguments.
         environment: the environment of the program; None for that of this process.
         signals: the signals that it ignores and blocks; None for those of this process and thread.
-        foreground: whether `Job.foreground` alone will pass signals on to it.
+        foreground: whether only `Job.foreground` will forward signals to it.
 
     Raises:
         NotFound: there is no such program.
@@ -63,9 +63,9 @@ def start(
 
 
 def below_init(command: Sequence[str], environment: Mapping[str, str]) -> list[str]:
-    """Return the command line by which another program, as `subprocess`, starts a command as a child of a torpor-init.
+    """Return a command line that starts a torpor-init with the command as its child, for `subprocess` and the like.
 
-    The torpor-init ends as the command ends. If it was started in a session of its own, so is the command.
+    The torpor-init ends with the command, in the same way. If it is started in a new session, so is the command.
 
     Args:
         command: the program, searched in the environment's PATH, and its arguments.
@@ -96,11 +96,11 @@ def _found(program: str, path: str | None) -> str:
 
 
 def _interpreter(path: str) -> str | None:
-    """What a script begins with after its "#!", without an argument (load_script() of the kernel)."""
+    """The interpreter that a script names after "#!", without its argument (as the kernel's load_script() reads it)."""
     try:
         with open(path, "rb") as file:
             head = file.read(256)
-    except OSError:  # it may be executed all the same
+    except OSError:  # an unreadable file may still be executable
         return None
     words = head[2:].split(b"\n")[0].replace(b"\t", b" ").split(b" ") if head.startswith(b"#!") else []
     return next((os.fsdecode(word) for word in words if word), None)
@@ -115,7 +115,7 @@ def run(
     saved: Callable[[SnapshotInfo], None] | None = None,
     failed: Callable[[TorporError], None] | None = None,
 ) -> int:
-    """Run a command in the foreground: pass signals on to it and return when it ends.
+    """Run a command in the foreground: forward signals to it and return when it ends.
 
     Call it from the main thread of a program that does nothing else.
 
@@ -124,9 +124,9 @@ def run(
         store: the store for `every`, as for `checkpoint`.
         every: seconds between two saves, up to `LONGEST`; None for no saves.
         keep: how many of these snapshots stay, the newest and those that are pinned; None for all.
-        saved: called with each snapshot, by another thread.
-        failed: called with the error of each failed save; the command runs on. If saving stops for good, it is called
-            at once and again when the command ends.
+        saved: called with each snapshot, from another thread.
+        failed: called with the error of each failed save; the command runs on. If the error ends all saving, it is
+            called at once, and again when the command ends.
 
     Returns:
         The command's exit code, or minus the number of the signal that killed it.
@@ -193,13 +193,13 @@ class _Kept:
         self._ids: list[str] = []
 
     def add(self, snapshot: SnapshotInfo) -> None:
-        """Count a snapshot, and remove the oldest ones that are too many. One that is pinned stays."""
+        """Add a snapshot, and remove the oldest ones if there are too many. Pinned snapshots stay."""
         self._ids.append(snapshot.id)
         while self._most and len(self._ids) > self._most:
             try:
                 with suppress(Refused, NotFound):
                     self.store.remove(self._ids[0])
-            except TorporError:  # the store has trouble, of which the next save tells
+            except TorporError:  # the store cannot be used: the next save reports that
                 return
             del self._ids[0]
 
@@ -212,7 +212,7 @@ def _save(
     saved: Callable[[SnapshotInfo], None] | None,
     failed: Callable[[TorporError], None] | None,
 ) -> None:
-    # Only here: the command is started before, and needs none of this if it is not saved.
+    # Imported late: the command starts earlier, and one that is not saved needs none of this.
     from torpor.dump.checkpoint import checkpoint  # noqa: PLC0415
     from torpor.dump.series import Series  # noqa: PLC0415
 

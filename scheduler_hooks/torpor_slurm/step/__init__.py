@@ -1,16 +1,16 @@
-"""A step below a supervisor: what srun(1) would have slurmstepd do, done by a process of the job's own tree.
+"""srun(1) for jobs that Torpor supervises: it starts a step's tasks as descendants of the job's own process tree.
 
-slurmstepd starts the tasks of a real step, not srun. They would not be in a snapshot, and a woken srun would find its
-connection to them gone, and exit with 0. So the supervisor puts a script named srun first in the application's PATH;
-that script runs this package:
+The tasks of a real step are children of slurmstepd, not of srun. They would not be in a snapshot, and a woken srun
+would find its connection to them gone, and exit with 0. So the supervisor puts a script named srun first in the
+application's PATH. That script runs this package:
 
     options -> room -> tasks -> tender
 
-*options* reads the command line and refuses what matters and cannot be had (another node, GPUs). *room* waits until the
-allocation has processors for the step, as Slurm would. *tasks* starts the tasks, each with the environment, files and
-processors that Slurm would have given it; a single one takes this process's own place. *tender* stays as their parent:
-it hands signals on, merges their output line by line, and ends with the highest of their codes. The ranks of MPI are
-started by its own launcher (*mpi*).
+*options* reads the command line, and refuses options that matter but cannot be honoured here (another node, GPUs).
+*room* waits until the allocation has free processors for the step, as Slurm would. *tasks* starts the tasks, each with
+the environment, files and processors that Slurm would have given it; a single task replaces this process by execve().
+*tender* stays as the parent of the tasks: it forwards signals to them, merges their output line by line, and exits with
+the highest of their exit codes. MPI ranks are started by the launcher of their MPI library (*mpi*).
 
-Everything here is in memory as long as the step is, and in every snapshot of the job: it imports little.
+This code stays in memory while the step runs, and is part of every snapshot of the job. So it imports little.
 """

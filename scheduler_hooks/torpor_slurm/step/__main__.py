@@ -1,4 +1,4 @@
-"""srun, below a supervisor: see the package."""
+"""The program that stands in for srun: see the package."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ from torpor_slurm.step.tender import Stream, Tender
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run a step; `arguments` are srun's. Its exit code, if it does not take this process's place.
+    """Run a step and return its exit code. A single task replaces this process: then nothing returns.
+
+    Args:
+        arguments: those of srun.
 
     Raises:
         Refused: the step cannot be a part of the job's process tree.
-        NoRoom, ValueError: srun would refuse it, too, with these words.
+        NoRoom, ValueError: srun would refuse it as well, with the same message.
     """
     job = {**os.environ, **place.current(os.environ)}
     step = read(arguments, job)
@@ -33,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
         commands = {task: [*words, *step.command[1:]] for task, words in programs.items()}
     launcher = mpi.launcher(step, [words[0] for words in commands.values()], job)
     with room.taken(step, job) as cpus:
-        job.update(place.current(job))  # it may have waited for long, and have been woken elsewhere meanwhile
+        job.update(place.current(job))  # again: while the step waited, the job may have been woken on another node
         number = place.next_step(job)
         bound = binding(step, cpus, room.size(job), sorted(os.sched_getaffinity(0)))
         variables = environment(step, number, len(cpus), job)
@@ -54,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _with_outputs(step: Step, task: Task, files: Files, streams: list[Stream]) -> Task:
-    """Give a task its output and errors: where they are merged with those of others, a pipe."""
+    """Give a task its stdout and stderr: a pipe, if they are merged with those of other tasks or labelled."""
     label = f"{task.number:>{len(str(step.tasks - 1))}}: ".encode() if step.has("label") else b""
     for which in (1, 2):
         fd, shared = files.output(task.number, which)
@@ -68,7 +71,7 @@ def _with_outputs(step: Step, task: Task, files: Files, streams: list[Stream]) -
 
 
 def _given_input(task: Task, files: Files) -> list[int]:
-    """Give a task its input; the pipe to it, if it gets all that srun itself gets."""
+    """Give a task its stdin. Return the pipe's writing end if srun's own stdin is to be copied to it."""
     if (given := files.input(task.number)) is not None:
         task.stdio.insert(0, given)
         return []

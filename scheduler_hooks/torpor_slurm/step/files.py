@@ -1,4 +1,4 @@
-"""The names of a step's files: the patterns of srun(1)."""
+"""The names of a step's files (srun(1), "filename pattern"), and the file that --multi-prog names."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 _PATTERN = re.compile(r"%(\d*)(.?)", re.DOTALL)
 _WORD = re.compile(r"(?:'[^']*'|\\.|[^\s'\\])+")
-"""A word of a file of --multi-prog."""
+"""A word in a --multi-prog file."""
 _KNOWN = frozenset("%AJNabjnstux")
 """The letters of srun's file name patterns."""
 
 
 def unknown_patterns(name: str) -> list[str]:
-    """The letters of a name's patterns that are none of srun's."""
+    """The pattern letters in a file name that srun does not know."""
     found = [] if "\\" in name else _PATTERN.findall(name)
     return [letter for _, letter in found if letter not in _KNOWN or not letter]
 
@@ -27,7 +27,7 @@ def is_one_per_task(name: str) -> bool:
 
 
 def file_name(name: str, environment: Mapping[str, str], step: int, task: int) -> str:
-    """A name with the patterns replaced; for a task on the only node.
+    """Replace the patterns in a file name, for a task of a step that has one node.
 
     Args:
         name: the value of --input, --output or --error.
@@ -35,7 +35,7 @@ def file_name(name: str, environment: Mapping[str, str], step: int, task: int) -
         step: the step's number.
         task: the task's.
     """
-    if "\\" in name:  # anywhere: srun then takes the name as it is, without that
+    if "\\" in name:  # wherever it stands, srun then removes the backslashes and replaces no pattern
         return name.replace("\\", "")
     job = environment.get("SLURM_JOB_ID", "0")
     array = environment.get("SLURM_ARRAY_TASK_ID", "4294967294")  # what Slurm writes where there is none: NO_VAL
@@ -54,13 +54,13 @@ def file_name(name: str, environment: Mapping[str, str], step: int, task: int) -
 
 
 def several_programs(path: str, tasks: int) -> dict[int, list[str]]:
-    """What each task runs by a file of --multi-prog: lines of ``TASKS PROGRAM ARGUMENTS...``.
+    """Read a --multi-prog file: which command each task runs, by lines of ``TASKS PROGRAM ARGUMENTS...``.
 
-    The file's quotes are '...' and a backslash before a character or the end of a line; %t is a task's number, and %o
-    that in its line's range (srun of 22.05).
+    The file quotes by '...', or by a backslash before a character or the end of a line. %t is a task's number, and %o
+    its offset within the range of its line (srun of Slurm 22.05).
 
     Raises:
-        ValueError: a line cannot be read, or a task has no line; as srun says it.
+        ValueError: a line cannot be read, or a task has no line; with srun's message.
         OSError: there is no such file.
     """
     found: dict[int, list[str]] = {}

@@ -1,4 +1,4 @@
-"""The processes of a job's steps, by /proc: each task shows in its environment what it is, and hands that on."""
+"""Find the processes of a job's steps in /proc, by environment variables that a task has and its children inherit."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torpor_slurm.allocation import ENV_FILE
 
 
 def environments(job: Mapping[str, str]) -> Iterator[tuple[int, list[bytes]]]:
-    """All processes of a job that Torpor supervises, with the variables that each began with.
+    """All processes of a job that Torpor supervises: PID, and the environment that each was executed with.
 
     Args:
-        job: the variables of one of them.
+        job: the environment of one of them.
     """
     own = f"{ENV_FILE}={job.get(ENV_FILE, '')}".encode()
     for entry in os.scandir("/proc"):
@@ -31,14 +31,14 @@ def tasks(job: Mapping[str, str]) -> list[int]:
 
 
 def send_signal(pids: Iterable[int], number: int) -> None:
-    """Send a signal to tasks; one that has ended needs none."""
+    """Send a signal to tasks, and ignore those that have ended."""
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, number)
 
 
 def _innermost(pid: int) -> int:
-    """A process's PID as it knows it: in a capsule, that of its PID namespace."""
+    """A process's PID in its own PID namespace (a restored job may have one)."""
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines():
             if line.startswith("NSpid:"):
@@ -47,12 +47,12 @@ def _innermost(pid: int) -> int:
 
 
 def task_variable(pid: int) -> bytes:
-    """The variable that a task has, and all that it starts."""
+    """The environment entry that tells a task's processes from others: the task has it, and its children inherit it."""
     return f"SLURM_TASK_PID={pid}".encode()
 
 
 def ancestors() -> Iterator[int]:
-    """This process, its parent, and so on."""
+    """The PIDs of this process, its parent, and so on."""
     pid = os.getpid()
     with suppress(OSError):
         while pid > 1:

@@ -1,7 +1,7 @@
-"""MPI programs: their ranks need a PMI server, and that of a real step stands outside of the job's tree.
+"""MPI programs: their ranks need a PMI server. In a real step that is slurmstepd, outside of the job's process tree.
 
-So the tree brings its own: the ranks are started by the launcher of the MPI that the program is linked with, which runs
-below srun as its only child. Each rank becomes what its task would be (rank.py).
+So the step brings its own server: the launcher (mpirun) of the MPI library that the program is linked with. It runs as
+the only child of the stand-in srun, and starts the ranks. Each rank then becomes a task of the step (rank.py).
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from torpor_slurm.step.place import kept
 from torpor_slurm.step.tasks import Binding, Task
 
 PLAN = "TORPOR_STEP_PLAN"
-"""The environment variable in which srun tells the ranks what they are to become (rank.py); JSON."""
+"""The environment variable by which srun passes to the ranks what they become (rank.py); JSON."""
 
 
 @dataclass(frozen=True)
 class Launcher:
-    """What starts the ranks of one kind of MPI."""
+    """The launcher of an MPI implementation."""
 
     mpi: str
     programs: tuple[str, ...]
-    """Its names, the surest first."""
+    """The names it may have, the least ambiguous first."""
     version: str
-    """What it says of itself with --version."""
+    """A regular expression that its --version output matches."""
     options: tuple[str, ...]
 
 
@@ -50,12 +50,16 @@ _MPICH = Launcher(
 
 
 def launcher(step: Step, programs: Sequence[str], environment: Mapping[str, str]) -> list[str] | None:
-    """The command that starts ranks before their own words, by what the programs are linked with; None: plain tasks do.
+    """Choose the launcher by the MPI library that the programs are linked with; return its part of the command line.
 
-    An interpreter does not show what it loads: for one, --mpi says that MPI is meant, or Slurm's MpiDefault.
+    An interpreter is not linked with what its script loads. For it, --mpi or Slurm's MpiDefault says whether to use
+    MPI.
+
+    Returns:
+        None if the step needs no MPI launcher.
 
     Raises:
-        Refused: there is no launcher for them here.
+        Refused: the programs need a launcher, and this node has none that fits.
     """
     wanted = step.values.get("mpi")
     if wanted == "none" or (step.tasks == 1 and wanted is None):
@@ -70,26 +74,26 @@ def launcher(step: Step, programs: Sequence[str], environment: Mapping[str, str]
         if (path := _which("mpirun")) and re.search(one.version, output([path, "--version"])):
             return [path, "-np", str(step.tasks), *one.options]
     why = "its PMI server would not be in the snapshot, and there is no mpirun of Open MPI or MPICH in PATH"
-    raise _refused(f"srun --mpi={wanted or _default(environment)}", why, "load the module of its MPI before")
+    raise _refused(f"srun --mpi={wanted or _default(environment)}", why, "load the program's MPI module first")
 
 
 class Ranks:
-    """The tasks of a step as the ranks of MPI."""
+    """The tasks of a step, to be started as MPI ranks."""
 
     def __init__(self, launcher: Sequence[str], tasks: Sequence[Task], variables: Mapping[str, str], bound: Binding):
         """Plan them.
 
         Args:
-            launcher: what starts them.
-            tasks: with their output and errors; its launcher gives them their input, as MPI has it.
-            variables: of all tasks.
+            launcher: the launcher's command line, up to the program.
+            tasks: the tasks, with stdout and stderr; the launcher decides which rank gets its stdin, as with MPI.
+            variables: the environment of all tasks.
             bound: their processors.
         """
         self._launcher = launcher
         self._environment = {name: value for name, value in variables.items() if not name.startswith("SLURM")}
-        """Without Slurm's, by which a launcher would start its ranks with srun."""
+        """Without Slurm's variables: with them, a launcher would start its ranks by srun."""
         self.pipes = [fd for task in tasks for fd in task.pipes]
-        """Kept open until the launcher has ended: its ranks open them here."""
+        """Kept open until the launcher has ended: the ranks open them by this process's /proc/PID/fd."""
         self._plan = {
             "srun": os.getpid(),
             "commands": [task.command for task in tasks],
@@ -110,7 +114,7 @@ class Ranks:
 
 
 def _linked(path: str) -> tuple[Launcher, str] | None:
-    """The MPI that a program is linked with, and where its library is."""
+    """The MPI that a program is linked with, and the path of its library."""
     text = output(["ldd", path])
     libraries = dict(re.findall(r"^\s*(lib\S+) => (\S+)", text, re.MULTILINE))
     if any(name.startswith("libopen-pal.so") for name in libraries):
@@ -130,12 +134,12 @@ def _command(kind: Launcher, library: str, step: Step, program: str) -> list[str
         for path in (str(beside / name), _which(name) or ""):
             if os.access(path, os.X_OK) and re.search(kind.version, output([path, "--version"])):
                 return [path, "-np", str(step.tasks), *kind.options]
-    why = f"it is linked with {kind.mpi}, whose {kind.programs[-1]} starts its ranks here, and is not in PATH"
-    raise _refused(program, why, f"load the module of {kind.mpi} before")
+    why = f"it is linked with {kind.mpi}, whose {kind.programs[-1]} must start the ranks here, but is not in PATH"
+    raise _refused(program, why, f"load the {kind.mpi} module first")
 
 
 def _which(name: str) -> str | None:
-    """As shutil.which(), which brings much along."""
+    """Like shutil.which(), without the modules that shutil imports."""
     folders = os.get_exec_path() if os.path.dirname(name) == "" else [""]
     paths = (os.path.join(folder, name) for folder in folders)
     return next((path for path in paths if os.path.isfile(path) and os.access(path, os.X_OK)), None)
@@ -146,7 +150,7 @@ def _refused(what: str, why: str, way: str) -> Refused:
 
 
 def _default(environment: Mapping[str, str]) -> str:
-    """Slurm's MpiDefault, asked once in a job."""
+    """Slurm's MpiDefault; a job asks the controller once."""
 
     def ask() -> str:
         found = re.search(r"^MpiDefault\s*=\s*(\S+)", output(["scontrol", "show", "config"]), re.MULTILINE)
@@ -156,7 +160,7 @@ def _default(environment: Mapping[str, str]) -> str:
 
 
 def output(command: Sequence[str]) -> str:
-    """What a short command prints, also as errors; empty if it cannot be started."""
+    """Run a command and return its stdout and stderr; empty if it cannot be started."""
     source, target = os.pipe2(os.O_CLOEXEC)
     actions = [(os.POSIX_SPAWN_DUP2, target, 1), (os.POSIX_SPAWN_DUP2, target, 2)]
     try:

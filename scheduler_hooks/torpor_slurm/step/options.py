@@ -1,4 +1,4 @@
-"""What a step is to be: the options of srun(1), and the variables that stand for them."""
+"""The options of a step: srun's command line, and the environment variables that srun reads."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ GRAMMAR = Grammar(
         "q": "quit-on-interrupt", "s": "oversubscribe", "u": "unbuffered", "v": "verbose", "w": "nodelist",
     },
 )  # fmt: skip
-"""srun(1)."""
+"""The options of srun(1)."""
 EFFECTIVE = frozenset({
     "chdir", "cpu-bind", "cpus-per-task", "distribution", "error", "exact", "exclusive", "immediate", "input",
     "job-name", "kill-on-bad-exit", "label", "mpi", "multi-prog", "ntasks", "open-mode", "output", "overcommit",
     "overlap", "quiet", "unbuffered", "wait",
 })  # fmt: skip
-"""Options that have their effect here."""
+"""Options that this package implements."""
 NEEDLESS = frozenset({
     "--", "acctg-freq", "comment", "cpu-freq", "disable-status", "hint", "mem", "mem-bind", "mem-per-cpu", "no-kill",
     "ntasks-per-node", "oversubscribe", "preserve-env", "quit-on-interrupt", "slurmd-debug", "threads-per-core",
     "verbose", "whole",
 })  # fmt: skip
-"""Options that mean nothing for a step that has the job's memory on its only node."""
+"""Options that are accepted and ignored: they change nothing for a step that shares its only node with its job."""
 FILES = ("input", "output", "error")
 _VARIABLES = {
     "chdir": "SLURM_WORKING_DIR", "cpu-bind": "SLURM_CPU_BIND", "cpus-per-task": "SRUN_CPUS_PER_TASK",
@@ -47,14 +47,15 @@ _VARIABLES = {
     "output": "SLURM_STDOUTMODE", "overcommit": "SLURM_OVERCOMMIT", "overlap": "SLURM_OVERLAP",
     "unbuffered": "SLURM_UNBUFFEREDIO", "wait": "SLURM_WAIT",
 }  # fmt: skip
-"""What srun takes from its environment where the command line does not say (INPUT ENVIRONMENT VARIABLES)."""
+"""The variables by which srun's environment sets options; the command line wins (srun(1), INPUT ENVIRONMENT VARIABLES).
+"""
 _FLAGS = frozenset({"exact", "exclusive", "label", "multi-prog", "overcommit", "overlap", "unbuffered"})
-"""Those of them that a variable of 0 or "no" turns off."""
+"""The options of _VARIABLES that stay off if their variable is 0, "no" or "false"."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step as it was asked for."""
+    """A step, as its options describe it."""
 
     values: Mapping[str, str]
     """The options by long name."""
@@ -64,7 +65,7 @@ class Step:
     """None: not given."""
 
     def has(self, name: str) -> bool:
-        """Whether an option without a value is on."""
+        """Whether an option was given."""
         return name in self.values
 
     @property
@@ -74,7 +75,7 @@ class Step:
 
     @property
     def exact(self) -> bool:
-        """Whether it is to have only the processors that it asks for: --cpus-per-task implies it (srun of 22.05)."""
+        """Whether the step gets only the processors it asks for: --cpus-per-task implies --exact (Slurm 22.05)."""
         return self.has("exact") or self.has("exclusive") or self.cpus_per_task is not None
 
 
@@ -95,7 +96,7 @@ def read(arguments: Sequence[str], environment: Mapping[str, str]) -> Step:
 
 
 def unsupported(given: Mapping[str, str], environment: Mapping[str, str]) -> Iterator[Reason]:
-    """What the options of a step ask for that cannot be had here."""
+    """Why options of a step cannot be honoured here."""
     here = [environment.get(name) for name in ("SLURMD_NODENAME", "SLURM_JOB_NODELIST", "SLURM_NODELIST")]
     for name, value in given.items():
         option = f"srun --{name}={value}"
@@ -104,7 +105,7 @@ def unsupported(given: Mapping[str, str], environment: Mapping[str, str]) -> Ite
                 yield Reason(option, f"the pattern %{letter} is not known here", "write the full name")
         elif name in ("ntasks", "cpus-per-task", "ntasks-per-node"):
             if not re.fullmatch("[1-9][0-9]*", value):
-                yield Reason(option, "this is no number of tasks or processors", "correct it")
+                yield Reason(option, "this is not a number of tasks or processors", "give a whole number above 0")
         elif name == "nodes":
             if value not in ("1", "1-1"):
                 yield Reason(option, "a snapshot holds the processes of one node", "use --nodes=1")

@@ -1,4 +1,4 @@
-"""The job's directory, as its steps use it: the current allocation, numbers for steps, and a lock."""
+"""What a job's steps share in the job's directory: the current allocation, the step numbers, and a lock."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _CURRENT = frozenset({
     "SLURMD_NODENAME", "SLURM_CPUS_ON_NODE", "SLURM_JOB_CPUS_PER_NODE", "SLURM_JOB_END_TIME", "SLURM_JOB_NODELIST",
     "SLURM_JOB_START_TIME", "SLURM_NODELIST", "SLURM_RESTART_COUNT", "SLURM_TOPOLOGY_ADDR", "SLURM_WORKING_CLUSTER",
 })  # fmt: skip
-"""What is another one in the next run: a script that was woken has the first run's."""
+"""Variables that differ from run to run of a job. A script that was woken still has those of the first run."""
 
 
 def current(job: Mapping[str, str]) -> dict[str, str]:
-    """Those variables of the allocation that the job has now which are others in each run."""
+    """The values that the variables of _CURRENT have in this run of the job."""
     try:
         words = shlex.split(Path(job.get(ENV_FILE, "")).read_text())
     except (OSError, ValueError):
@@ -29,7 +29,7 @@ def current(job: Mapping[str, str]) -> dict[str, str]:
 
 
 def next_step(job: Mapping[str, str]) -> int:
-    """A number that no step of the job has had: two that write to a file of their own need two names."""
+    """Reserve a step number that no step of the job has had, in any run: output files may be named by it."""
     if (directory := _directory(job)) is None:
         return 0
     steps = directory / "steps"
@@ -47,9 +47,10 @@ def next_step(job: Mapping[str, str]) -> int:
 
 @contextmanager
 def locked(job: Mapping[str, str]) -> Iterator[None]:
-    """One step of the job at a time, until its tasks are there: they inherit the descriptor, and execve() closes it.
+    """Let one step of the job at a time choose processors and start its tasks.
 
-    Where files cannot be locked, nothing is.
+    The tasks inherit the descriptor, and with it the lock, until execve() closes it: by then their environment shows
+    what they hold. On a file system without locks, nothing is locked.
     """
     if (directory := _directory(job)) is None:
         yield
@@ -64,7 +65,7 @@ def locked(job: Mapping[str, str]) -> Iterator[None]:
 
 
 def kept(name: str, job: Mapping[str, str], ask: Callable[[], str]) -> str:
-    """What does not change during a job, and is asked once in it."""
+    """Return what `ask` returns, but call it only once in a job: the answer is kept in the job's directory."""
     if (directory := _directory(job)) is None:
         return ask()
     with suppress(FileNotFoundError):
@@ -77,7 +78,7 @@ def kept(name: str, job: Mapping[str, str], ask: Callable[[], str]) -> str:
 
 
 def _directory(job: Mapping[str, str]) -> Path | None:
-    """The job's own, also for the second `torpor run` of its script, which has a place below it (places.py)."""
+    """The job's directory. Every `torpor run` of a script but the first has a place below it (places.py)."""
     if ENV_FILE not in job:
         return None
     place = Path(job[ENV_FILE]).parent

@@ -1,11 +1,11 @@
-"""Room for a step: the processors of the allocation that no other step of the job has.
+"""Room for a step: the processors of the allocation that no other step of the job holds.
 
-A task shows in its environment which it has, so that what a step holds is free when its tasks have ended, however they
-end, and is held again when they are woken. Nothing is written down anywhere else. Like Slurm's, a step has all
-processors if it says nothing of them, as many as it asks for with --exact, --exclusive or --cpus-per-task, and none to
-itself with --overlap.
+A task's environment names the processors that it holds, and nothing else records them. So they become free when the
+task ends, however it ends, and are held again when it is woken. As in Slurm, a step holds all processors by default, as
+many as it asks for with --exact, --exclusive or --cpus-per-task, and none exclusively with --overlap.
 
-They are counted from 0 within the allocation: on the next node the job has as many, but others.
+Processors are counted from 0 within the allocation: on the next node the job gets the same number of processors, but
+other ones.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HOLDS = "TORPOR_STEP_CPUS"
 
 
 class NoRoom(Exception):
-    """The step will never have room, or not at once as it must; as srun says it."""
+    """The step can never have room, or has none now and must not wait (--immediate). The message is srun's."""
 
 
 def size(variables: Mapping[str, str]) -> int:
@@ -38,14 +38,14 @@ def size(variables: Mapping[str, str]) -> int:
 
 @contextmanager
 def taken(step: Step, variables: Mapping[str, str]) -> Iterator[list[int]]:
-    """The processors of a step, for as long as it takes to start its tasks; waits until it can have them.
+    """Wait until a step's processors are free, and reserve them while its tasks are started.
 
     Args:
-        step: what it asks for.
-        variables: of the allocation and the job.
+        step: the step.
+        variables: the environment of the job, with the current allocation.
 
     Raises:
-        NoRoom: it asks for more than the job has; it must not wait, and would have to.
+        NoRoom: the step asks for more than the job has, or would have to wait and must not.
     """
     job, every = variables.get("SLURM_JOB_ID", "0"), set(range(size(variables)))
     need = step.tasks * (step.cpus_per_task or 1)
@@ -57,7 +57,7 @@ def taken(step: Step, variables: Mapping[str, str]) -> Iterator[list[int]]:
     wanted = min(need, len(every)) if step.exact else len(every)
     waited = False
     while True:
-        with locked(variables):  # where files cannot be, two steps may have the same processors
+        with locked(variables):  # on a file system without locks, two steps may get the same processors
             holders = held(variables)
             free = sorted(every.difference(*holders.values()))
             if len(free) >= wanted:
@@ -75,7 +75,7 @@ def taken(step: Step, variables: Mapping[str, str]) -> Iterator[list[int]]:
 
 
 def held(variables: Mapping[str, str]) -> dict[int, set[int]]:
-    """The processors that the job's tasks hold, by their PIDs; without those of the task that called this srun."""
+    """The processors that each task of the job holds, by its PID; without the task that called this srun."""
     found = {}
     for pid, words in environments(variables):
         if task_variable(pid) in words:

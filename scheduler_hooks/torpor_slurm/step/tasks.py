@@ -1,4 +1,4 @@
-"""The tasks of a step: what each gets, and how it begins."""
+"""The tasks of a step: the processors, environment and files that each gets, and how it is started."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torpor_slurm.step.options import Step
 from torpor_slurm.step.room import HOLDS
 
 BOUND = "TORPOR_STEP_BOUND"
-"""The environment variable of a task that names its share of the processors, if it is bound to it: as HOLDS does."""
+"""The environment variable of a task that names the processors it is bound to, written like HOLDS."""
 _ONLY_TO_WRITE = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
 
 
@@ -25,24 +25,25 @@ class Binding:
     """The processors of a step's tasks."""
 
     holds: Sequence[Sequence[int]]
-    """Those that each task holds, counted within the allocation."""
+    """The processors that each task holds, counted within the allocation."""
     masks: Sequence[frozenset[int]] | None
-    """Those that each is bound to, by the kernel's numbers; None: none is bound."""
+    """The processors that each task is bound to, by the kernel's numbers; None: no task is bound."""
     variables: Mapping[str, str]
-    """What Slurm says of that in the environment."""
+    """The SLURM_CPU_BIND* variables."""
     shares: Sequence[Sequence[int]] = ()
-    """Those that each is bound to, counted within the allocation; none if --cpu-bind names the kernel's numbers."""
+    """Like `masks`, but counted within the allocation; empty if --cpu-bind gives the kernel's numbers."""
 
 
 def binding(step: Step, cpus: Sequence[int], allocated: int, allowed: Sequence[int]) -> Binding:
-    """Share out a step's processors: by --cpu-bind, or evenly.
+    """Divide a step's processors among its tasks: by --cpu-bind, or evenly.
 
     Args:
         step: the step.
-        cpus: those that it has, counted within the allocation.
-        allocated: how many the allocation has.
-        allowed: the kernel's numbers of those that this process may use. If they are not the allocation's, since Slurm
-            does not confine jobs to it here, nothing is shared out: other jobs would be bound to the same.
+        cpus: the step's processors, counted within the allocation.
+        allocated: how many processors the allocation has.
+        allowed: the kernel's numbers of the processors that this process may use. If Slurm does not confine jobs to
+            their allocation, these are more than the allocation has. Then no task is bound: other jobs would be bound
+            to the same processors.
     """
     share = step.cpus_per_task if step.exact and step.cpus_per_task else len(cpus) // step.tasks
     holds = [list(cpus[task * share : (task + 1) * share]) for task in range(step.tasks)]
@@ -83,9 +84,9 @@ def _bits(mask: int) -> frozenset[int]:
 
 
 def environment(step: Step, number: int, cpus: int, job: Mapping[str, str]) -> dict[str, str]:
-    """The variables that all tasks of a step have, as slurmstepd of Slurm 22.05 sets them.
+    """The environment of all tasks of a step, as slurmstepd of Slurm 22.05 sets it.
 
-    Not the four of srun's own sockets (SLURM_SRUN_COMM_HOST and the like): there are none.
+    The four variables about srun's sockets (SLURM_SRUN_COMM_HOST and the like) are left out: this srun has no sockets.
 
     Args:
         step: the step.
@@ -132,25 +133,25 @@ def _umask() -> int:
 
 @dataclass
 class Task:
-    """A task, before it is there."""
+    """A task that is to be started."""
 
     number: int
     command: Sequence[str]
     stdio: list[int]
     """The descriptors that become its 0, 1 and 2."""
     pipes: list[int] = field(default_factory=list)
-    """Those of them that are the task's alone: they are closed here once it has them."""
+    """Pipe ends among them that only the task uses: `start` closes them here once the task has them."""
 
     def become(self, variables: Mapping[str, str], bound: Binding) -> NoReturn:
-        """Execute the task in the place of this process."""
-        for number in signal.valid_signals():  # as slurmstepd leaves them; Python and `&` of a shell ignore some
+        """Replace this process by the task."""
+        for number in signal.valid_signals():  # as slurmstepd sets them; Python, and a shell's `&`, ignore some
             with suppress(OSError, ValueError):
                 signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         if bound.masks is not None:
-            with suppress(OSError):  # none of them is ours to use: then all are, as with Slurm
+            with suppress(OSError):  # this job may use none of them: the task stays unbound, as with Slurm
                 os.sched_setaffinity(0, bound.masks[self.number])
-        high = [os.dup(fd) for fd in self.stdio]  # one may stand in the way of another; dup() gives no CLOEXEC
+        high = [os.dup(fd) for fd in self.stdio]  # first: dup2() below may close one that is needed; no CLOEXEC
         for target, fd in enumerate(high):
             os.dup2(fd, target)
         for fd in set(high) - {0, 1, 2}:
@@ -174,8 +175,8 @@ class Task:
             os._exit(error.errno or 1)
 
     def start(self, variables: Mapping[str, str], bound: Binding) -> int:
-        """Start it as a child; its PID."""
-        # What is handed on to it before it has its own signal actions waits until then.
+        """Start the task as a child, and return its PID."""
+        # Signals that are forwarded to the child stay pending until it has reset its signal actions.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         pid = os.fork()
         if pid == 0:
@@ -206,7 +207,7 @@ class Files:
         self._opened: dict[str, int] = {}
 
     def input(self, task: int) -> int | None:
-        """The standard input of a task; None: what comes on srun's own goes to all of them."""
+        """The descriptor for a task's stdin; None if srun's own stdin is copied to every task."""
         value = self._step.values.get("input", "all")
         if value in ("all", ""):
             return 0 if self._step.tasks == 1 or _is_null(0) else None
@@ -216,7 +217,7 @@ class Files:
         return self._open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def output(self, task: int, stream: int) -> tuple[int, bool]:
-        """Where the output (1) or the errors (2) of a task go, and whether other tasks write there, too."""
+        """The descriptor for a task's stdout (1) or stderr (2), and whether other tasks write to the same file."""
         values = self._step.values
         value = values.get("output" if stream == 1 else "error", "all")
         if stream == 2 and "error" not in values and "output" in values:
@@ -232,7 +233,7 @@ class Files:
         return fd, self._step.tasks > 1 and not is_one_per_task(value)
 
     def close(self, kept: Set[int]) -> None:
-        """Close all of them here but those that the output of tasks is merged into."""
+        """Close the files here, except those in `kept`, to which merged output is written."""
         for fd in set(self._opened.values()) - kept:
             os.close(fd)
 
@@ -254,5 +255,5 @@ def _is_null(fd: int) -> bool:
 
 
 def say(words: str) -> None:
-    """Print a line as srun does."""
+    """Print a line to stderr, as srun does."""
     print(f"srun: {words}", file=sys.stderr, flush=True)

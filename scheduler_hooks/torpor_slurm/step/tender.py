@@ -1,7 +1,7 @@
-"""The parent of a step's tasks: it hands signals on, merges their output line by line, and ends as srun would.
+"""The parent of a step's tasks: it forwards signals, merges their output line by line, and exits as srun would.
 
-It is saved and woken with them. So what it waits with are pipes, and a timer of the kernel's, whose remaining time a
-snapshot has; not a clock, which is another one on the next node.
+It is frozen and restored together with the tasks. So it waits on pipes and on an interval timer, whose remaining time
+is in the snapshot. It computes no deadline from a clock: the next node's clock differs.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _UNTIL_KILL = 30.0
 
 @dataclass
 class Stream:
-    """The output or the errors of a task, on their way to where several tasks write."""
+    """A task's stdout or stderr: a pipe that is copied line by line to a file which several tasks share."""
 
     source: int
     destination: int
     label: bytes
     begun: bytes = b""
-    """A line without its end."""
+    """The beginning of a line whose end has not been read yet."""
 
     def pass_on(self) -> bool:
-        """Read what is there, and write the whole lines; False at the end, when the rest is written."""
+        """Read what the pipe holds, and write its complete lines. At the end of input, write the rest; return False."""
         data = os.read(self.source, _CHUNK)
         lines = (self.begun + data).split(b"\n")
         self.begun = lines.pop()
@@ -51,17 +51,17 @@ class Stream:
 
 
 class Input:
-    """srun's own standard input, of which every task gets all."""
+    """srun's own stdin, which is copied to every task."""
 
     def __init__(self, destinations: Sequence[int]) -> None:
         for fd in destinations:
             os.set_blocking(fd, False)
         self.left = dict.fromkeys(destinations, b"")
-        """What each has not been given yet."""
+        """The data that has not been written to each task yet."""
         self.over = not destinations
 
     def register(self, poll: select.poll) -> None:
-        """Say what is waited for: room where something is left, or else more."""
+        """Wait for room in the pipes that have data left to write; if none has, for more input."""
         waiting = [fd for fd, data in self.left.items() if data]
         for fd in waiting:
             poll.register(fd, select.POLLOUT)
@@ -95,18 +95,18 @@ class Tender:
     """The parent of a step's tasks."""
 
     def __init__(self, step: Step, name: str) -> None:
-        """Begin to hear signals: what comes before the tasks are there is handed on to them then.
+        """Begin to catch signals. Those that arrive before the tasks run are forwarded once they do.
 
         Args:
             step: the step.
-            name: as srun tells it: ``JOB.STEP``.
+            name: its name in messages: ``JOB.STEP``.
         """
         self.step = step
         self.name = name
         self.living: dict[int, range] = {}
-        """The numbers of the tasks that run, by PID: one each, or all for a launcher of MPI."""
+        """The numbers of the running tasks, by PID: one for each process, or all of them for an MPI launcher."""
         self.pids: list[int] = []
-        """Of all tasks."""
+        """The PIDs of all tasks, running or not."""
         self.streams: dict[int, Stream] = {}
         self.code = 0
         self.signalled = False
@@ -123,13 +123,13 @@ class Tender:
         inputs: Sequence[int],
         held: Sequence[int] = (),
     ) -> int:
-        """Wait for all tasks and all of their output; the exit code of the step.
+        """Wait until all tasks have ended and all output is copied. Return the exit code of the step.
 
         Args:
             living: the numbers of the tasks, by PID.
             streams: their output.
-            inputs: pipes to them, for what comes to srun's own standard input.
-            held: descriptors that are closed when no task runs any more.
+            inputs: pipes to the tasks, to which srun's own stdin is copied.
+            held: descriptors to close when no task runs any more.
         """
         self.living, self.pids = living, list(living)
         self.streams = {stream.source: stream for stream in streams}
@@ -175,7 +175,7 @@ class Tender:
                 os.kill(pid, number)
 
     def _end(self, *numbers: int) -> None:
-        """End the step, as Slurm does: what the tasks have started is killed after them."""
+        """Send the signals to the tasks. When all tasks have ended, what they started is killed too, as by Slurm."""
         self.ending = True
         say(f"launch/slurm: _step_signal: Terminating StepId={self.name}")
         for number in numbers:

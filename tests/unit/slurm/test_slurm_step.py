@@ -342,7 +342,7 @@ def test_an_interpreter_is_started_by_the_mpi_in_path(mpi: Job) -> None:
     ("library", "told"),
     [
         ("libmpi_cray.so.12", "only Slurm's own PMI server starts"),
-        ("libmpich.so.12", "linked with MPICH, whose mpiexec starts its ranks here, and is not in PATH"),
+        ("libmpich.so.12", "linked with MPICH, whose mpiexec must start the ranks here, but is not in PATH"),
     ],
 )
 def test_an_mpi_whose_ranks_cannot_be_started_is_refused(mpi: Job, library: str, told: str) -> None:
