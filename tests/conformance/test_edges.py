@@ -347,7 +347,7 @@ def test_memory_with_a_name_goes_back_to_what_it_was(stage: Stage, actor: Actor,
         with open(path, "rb") as file, subprocess.Popen(["cat"], stdin=subprocess.PIPE, stderr=file, **actor.popen()):
             os.kill(subject.pid, signal.SIGKILL)
             subject.wait_gone([subject.pid])
-            with pytest.raises(EngineError, match="is there with another content"):
+            with pytest.raises(EngineError, match="exists with other content"):
                 restored(stage, subject, snapshot)
             assert path.read_bytes()[0] == 7
         if left == "removed":

@@ -67,7 +67,7 @@ def test_a_container_that_gives_errors(nr: NR) -> None:
 def test_a_container_that_withholds_what_torpor_calls_itself(nr: NR) -> None:
     """The call is named, and not Yama, another user or a fault in Torpor."""
     said = confined(under_filter({nr: ERRNO | errno.EPERM}))
-    assert said.startswith("NotPermitted") and f"this host lets nothing be frozen: {nr.name}" in said, said
+    assert said.startswith("NotPermitted") and f"this host does not let Torpor freeze anything: {nr.name}" in said, said
 
 
 def test_as_many_filters_that_are_others(stage: Stage, user: Actor) -> None:

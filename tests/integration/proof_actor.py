@@ -243,7 +243,7 @@ def refused() -> None:
             print(name, file=sys.stderr)
             case(child.pid)
         with mock.patch.object(seccomp, "probe", lambda: dataclasses.replace(probe(), read_filters=False)):
-            changed(_filtered, "which only root gives back", child.pid)
+            changed(_filtered, "which only root outside of a container can restore", child.pid)
         if os.geteuid():  # root gives any
             changed(_user_id, "it ran with the user ids", child.pid)
         wakes(child)

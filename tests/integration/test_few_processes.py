@@ -56,7 +56,7 @@ def saved(user: User, *, job: bool, saver: bool) -> list[str]:
 
 def test_a_job_that_may_not_fork_stands_still(ordinary_account: User) -> None:
     for told in saved(ordinary_account, job=True, saver=False):
-        assert told.startswith("it stood still until it was written: the kernel did not let it be forked")
+        assert told.startswith("it stayed frozen until its snapshot was written: the kernel refused to fork it")
 
 
 def test_who_saves_needs_no_threads(ordinary_account: User) -> None:

@@ -103,7 +103,7 @@ def notices(stage: Stage, user: User, limit: int) -> list[str]:
 
 def test_where_copies_do_not_fit_it_stands_still(stage: Stage, as_user: User) -> None:
     for told in notices(stage, as_user, TIGHT):
-        assert told.startswith("it stood still until it was written: the memory cgroup "), told
+        assert told.startswith("it stayed frozen until its snapshot was written: the memory cgroup "), told
 
 
 def test_where_they_do_it_runs_on(stage: Stage, as_user: User) -> None:

@@ -103,7 +103,7 @@ def test_that_setuid_programs_give_no_rights_any_more_is_said(root_account: User
     _asleep(root_account)
     restore = [TORPOR, "restore", "latest", "--as", way]
     done = root_account.run(["setpriv", "--no-new-privs", *restore], check=True)
-    assert "setuid programs give it no rights: who wakes it has no_new_privs" in done.stderr
+    assert "setuid programs give it no rights: the process that wakes it has no_new_privs" in done.stderr
 
 
 @pytest.mark.skipif(ctypes.CDLL(None).prctl(66, 0, 0, 0, 0) < 0, reason="no PR_SET_MDWE before Linux 6.3")

@@ -31,7 +31,7 @@ def explained(what: str) -> Iterator[None]:
         refused = isinstance(error, NotPermitted) or (isinstance(cause, OSError) and cause.errno in _DENIED)
         if refused and (why := probe().cannot_freeze):
             raise NotPermitted(
-                f"{what}: this host lets nothing be frozen: {why}", advice="see `torpor doctor`"
+                f"{what}: this host does not let Torpor freeze anything: {why}", advice="see `torpor doctor`"
             ) from error
         if isinstance(cause, FileNotFoundError) and not os.path.exists("/proc/sys"):
             found = NotPermitted(f"{what}: this /proc shows processes only (subset=pid)", advice=_WHOLE)

@@ -184,7 +184,7 @@ class TreeDump:
         made = [taken.finish_snapshot() for taken in asked]
         if self.forked and not all(made):
             self._still = (
-                "the kernel did not let it be forked: the limits are of processes (ulimit -u, pids.max) or memory"
+                "the kernel refused to fork it, as a limit on processes (ulimit -u, pids.max) or on memory is reached"
             )
         for taken in living:
             if self.forked:
@@ -246,7 +246,7 @@ class TreeDump:
         descriptors.describe(self.descriptors, image, self.shared.index)
         self.notices += descriptors.notices(self.descriptors)
         if self._still and self._again:
-            self.notices.append(f"it stood still until it was written: {self._still}")
+            self.notices.append(f"it stayed frozen until its snapshot was written: {self._still}")
         root = self._living()[0]
         for part, grabbed in self._parts.items():
             part.describe(grabbed, image, own_pids, root.memory_pid)  # a snapshot outlives the root

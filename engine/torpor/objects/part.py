@@ -128,7 +128,7 @@ class ProcessPart(ABC, Generic[A, H]):
         """Write it to the image."""
 
     def validate_form(self, process: pb.Process) -> Iterator[str]:
-        """Say what in an image a checkpoint would not have written so."""
+        """Say what in an image no checkpoint would have written."""
         return iter(())
 
     def validate(self, name: str, process: pb.Process) -> Iterator[Reason]:
@@ -168,7 +168,7 @@ class ThreadPart(ABC, Generic[A, H]):
         """Write it to the image; the first thread of a process comes first."""
 
     def validate_form(self, thread: pb.Thread) -> Iterator[str]:
-        """Say what in an image a checkpoint would not have written so."""
+        """Say what in an image no checkpoint would have written."""
         return iter(())
 
     @abstractmethod
@@ -264,7 +264,7 @@ class TreePart(ABC, Generic[A, G, H]):
         return iter(())
 
     def validate_form(self, image: pb.Tree) -> Iterator[str]:
-        """Say what in an image a checkpoint would not have written so."""
+        """Say what in an image no checkpoint would have written."""
         return iter(())
 
     def validate(self, image: pb.Tree) -> Iterator[Reason]:

@@ -52,7 +52,7 @@ def withholding(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_host_that_withholds_a_call_is_the_reason(error: Callable[[], TorporError]) -> None:
     found = raised(error())
     assert isinstance(found, NotPermitted)
-    assert found.message.startswith("process 7 cannot be saved: this host lets nothing be frozen: ")
+    assert found.message.startswith("process 7 cannot be saved: this host does not let Torpor freeze anything: ")
     assert "kcmp" in found.message and found.advice == "see `torpor doctor`"
 
 
@@ -67,7 +67,7 @@ def test_another_failure_is_not_the_hosts(error: Callable[[], TorporError]) -> N
 
 def test_a_host_that_permits_all_is_no_reason() -> None:
     if probe().cannot_freeze:
-        pytest.skip("this host lets nothing be frozen")
+        pytest.skip("this host does not let Torpor freeze anything")
     mine = failed(of(errno.EPERM))
     assert raised(mine) is mine
 

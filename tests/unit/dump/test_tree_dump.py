@@ -119,7 +119,7 @@ def test_a_tree_whose_memory_a_fork_would_not_show_stands_still_and_says_so(code
         return taken.notices
 
     with program(code) as process:
-        (notice,) = (one for one in dumped(process.pid, act) if "it stood still" in one)
+        (notice,) = (one for one in dumped(process.pid, act) if "it stayed frozen" in one)
         assert why in notice
         assert answers(process)
 

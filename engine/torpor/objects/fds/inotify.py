@@ -108,9 +108,7 @@ class Inotify(Kind[InotifyState]):
     def unsupported(self, held: OpenFile[InotifyState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """It may have no unread events, and each watch must have a name."""
         if held.state.queued:
-            yield Unsupported(
-                "events wait that were not read, and cannot be kept", "read them, or try again", passing=True
-            )
+            yield Unsupported("it has unread events, which cannot be kept", "read them, or try again", passing=True)
         _look(tree)
         if len(held.state.watches) != held.info.count(b"\ninotify wd:"):
             yield Unsupported("the kernel does not tell what it watches", "see CONFIG_EXPORTFS of this kernel")

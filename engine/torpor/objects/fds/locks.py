@@ -159,7 +159,7 @@ def steps(process: Process) -> Iterator[Call]:
                 yield from _lease(entry.fd, lock)
                 continue
             if lock.kind == Lock.FLOCK_BY:
-                text = f"locking the file of descriptor {entry.fd}, which nobody else may have locked"
+                text = f"locking the file of descriptor {entry.fd}, which no other process may have locked"
                 yield Call(NR.flock, (entry.fd, _operation(lock)), 0, text)
                 continue
             extent = f"{lock.start}-{lock.start + lock.length - 1}" if lock.length else f"{lock.start}-"
@@ -171,7 +171,8 @@ def _lease(fd: int, lock: Lock) -> Iterator[Call]:
     if lock.signal:
         yield Call(NR.fcntl, (fd, F_SETSIG, lock.signal), 0, f"choosing the signal of descriptor {fd}")
     kind = F_WRLCK if lock.exclusive else F_RDLCK
-    yield Call(NR.fcntl, (fd, F_SETLEASE, kind), 0, f"taking the lease of descriptor {fd}, which nobody may have open")
+    words = f"taking the lease of descriptor {fd}, whose file no other process may have open"
+    yield Call(NR.fcntl, (fd, F_SETLEASE, kind), 0, words)
 
 
 def _operation(lock: Lock) -> int:

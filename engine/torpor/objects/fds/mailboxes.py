@@ -48,7 +48,7 @@ def make(mine: Iterable[int], opening: Opening) -> None:
 
 def leave(mailbox: int, fd: int) -> Call:
     """The call that puts a descriptor into a mailbox."""
-    return Call(NR.sendmsg, (mailbox, _message(fd), 0), 1, f"leaving descriptor {fd} to other processes that share it")
+    return Call(NR.sendmsg, (mailbox, _message(fd), 0), 1, f"passing descriptor {fd} to other processes that share it")
 
 
 def take(mailbox: int, words: str) -> Call:

@@ -31,7 +31,7 @@ def placing(process: Process, own: MadeInProcess, opened: Opened) -> list[Call]:
         calls.append(Call(NR.dup3, (slot, fd, flags.get(fd, 0)), fd, f"{words} descriptor {fd}"))
 
     for fd in [fd for fd, slot in wanted.items() if fd == slot]:
-        calls.append(Call(NR.fcntl, (fd, fcntl.F_SETFD, int(bool(flags[fd]))), 0, f"leaving descriptor {fd}"))
+        calls.append(Call(NR.fcntl, (fd, fcntl.F_SETFD, int(bool(flags[fd]))), 0, f"keeping descriptor {fd}"))
         del wanted[fd]
     readers: dict[int, list[int]] = defaultdict(list)
     for fd, slot in wanted.items():

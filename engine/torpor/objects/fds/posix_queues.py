@@ -221,13 +221,13 @@ def _open(description: Description, slot: int, *, owner: bool, again: bool) -> I
         yield Call(NR.mq_open, (queue.name + b"\0", create, 0o600, attributes), None, words)
         if queue.size != _SIZE:
             yield Call(NR.mq_open, (queue.name + b"\0", os.O_WRONLY | os.O_CLOEXEC, 0, 0), None, words)
-            yield Call(NR.ftruncate, (Result(1), queue.size), 0, f"letting its file have {queue.size} bytes")
+            yield Call(NR.ftruncate, (Result(1), queue.size), 0, f"setting the size of its file to {queue.size} bytes")
             yield Call(NR.close, (Result(1),), 0, "closing its second descriptor")
         if owner:
             yield Call(NR.fchown, (Result(0), queue.uid, queue.gid), 0, "giving it to its owner")
         yield Call(NR.fchmod, (Result(0), queue.mode), 0, "setting its rights")
     if queue.position:
-        yield Call(NR.lseek, (Result(0), queue.position, os.SEEK_SET), queue.position, "seeking where it was read")
+        yield Call(NR.lseek, (Result(0), queue.position, os.SEEK_SET), queue.position, "seeking to its position")
     yield Call(NR.dup3, (Result(0), slot, 0), slot, "keeping it")
     yield from locks.calls(description, slot)
     yield Call(NR.close, (Result(0),), 0, "closing its first descriptor")
@@ -242,6 +242,6 @@ def _limits(queues: Iterable[PosixQueue]) -> Iterator[list[Call]]:
             path, text = _LIMITS.format(name), b"%d" % value
             yield [
                 Call(NR.open, (path.encode() + b"\0", os.O_WRONLY | os.O_CLOEXEC), None, f"opening {path}"),
-                Call(NR.write, (Result(0), text, len(text)), len(text), f"letting it be {value}"),
+                Call(NR.write, (Result(0), text, len(text)), len(text), f"setting it to {value}"),
                 Call(NR.close, (Result(0),), 0, f"closing {path}"),
             ]

@@ -110,7 +110,7 @@ def opening(description: Description, got: int) -> Iterator[Call]:
     name = os.fsdecode(description.proc.path)
     yield Call(NR.open, (description.proc.path + b"\0", flags, 0), got, f"opening {name}")
     if description.proc.position and not description.flags & os.O_PATH:
-        yield Call(NR.lseek, (got, description.proc.position, os.SEEK_SET), None, f"going on in {name} where it was")
+        yield Call(NR.lseek, (got, description.proc.position, os.SEEK_SET), None, f"seeking to the position in {name}")
 
 
 def _find(number: int, tree: GrabbedDescriptors) -> int | None:

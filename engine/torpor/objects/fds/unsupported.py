@@ -102,7 +102,7 @@ class UnsupportedKind(Kind[Family | None]):
             return family_of(copy)
 
     def unsupported(self, held: OpenFile[Family | None], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
-        """One problem: it is always refused."""
+        """Always one reason: this kind is never kept."""
         yield _why(held)
 
     def describe(

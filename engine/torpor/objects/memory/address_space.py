@@ -156,7 +156,7 @@ def hand_on(hulls: Iterable[pb.Vma], image: pb.Tree, sources: Sources, scratch: 
 def hide(hulls: Iterable[pb.Vma], *, hidden: bool) -> Iterator[Call]:
     """Exclude these mappings from the next forks, or include them again."""
     for hull in hulls:
-        words = f"{'leaving' if hidden else 'giving'} {_where(hull)} {'out of' if hidden else 'to'} the next births"
+        words = f"{'excluding' if hidden else 'including'} {_where(hull)} {'from' if hidden else 'in'} the next forks"
         advice = MADV_DONTFORK if hidden else MADV_DOFORK
         yield Call(NR.madvise, (hull.start, hull.end - hull.start, advice), 0, words)
 

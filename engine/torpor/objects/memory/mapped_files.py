@@ -174,7 +174,7 @@ def validate(image: pb.Tree, openers: Openers) -> Iterator[Reason]:
             elif not file.build_id and (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
                 needed = max((vma.offset + vma.end - vma.start for vma in _of(image, index)), default=0)
                 changed = status.st_size >= min(needed, file.size)  # else there would be pages without a file
-                why = "its size or time of change is not what it was"
+                why = "its size or modification time has changed"
                 yield Reason(subject, why, "put the old file back", changed=changed)
         except OSError as error:  # a file of the kernel
             yield Reason(subject, f"it cannot be read: {error.strerror}", "put the file back")

@@ -388,7 +388,7 @@ def _find_named(
     mine = private and (shared.name, status.st_dev, status.st_ino) in own
     if not mine or is_used(status.st_dev, status.st_ino):
         raise RestoreFailed(
-            f"shared memory {os.fsdecode(shared.name)} is there with another content",
+            f"shared memory {os.fsdecode(shared.name)} exists with other content",
             advice="remove it if no program uses it",
         )
     opener.unlink(shared.name)

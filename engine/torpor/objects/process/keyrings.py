@@ -448,7 +448,7 @@ def _fill(ring: pb.Keyring, where: int, here: Here, first: int, *, owner: bool) 
         made = [Call(NR.add_key, args, None, f"adding {words}")]
         it = Result(place)
         if key.seconds:
-            made.append(Call(NR.keyctl, (_SET_TIMEOUT, it, key.seconds), 0, f"letting {words} end"))
+            made.append(Call(NR.keyctl, (_SET_TIMEOUT, it, key.seconds), 0, f"setting the expiry of {words}"))
         if owner:
             made.append(Call(NR.keyctl, (_CHOWN, it, key.uid, key.gid), 0, f"giving {words} to its owner"))
         made.append(Call(NR.keyctl, (_SETPERM, it, key.rights), 0, f"setting the rights of {words}"))

@@ -34,7 +34,7 @@ def widening(hard: Sequence[int]) -> Iterator[Call]:
     `hard` are the restorer's hard limits, by number.
     """
     for number in OF_MEMORY:
-        words = f"widening the limit {LIMIT_NAMES[number].decode()}"
+        words = f"raising the limit {LIMIT_NAMES[number].decode()}"
         yield Call(NR.prlimit64, (0, number, _LIMIT.pack(hard[number], hard[number]), 0), 0, words)
 
 

@@ -264,7 +264,7 @@ def validate_form(image: pb.Tree) -> Iterator[str]:
 def validate(image: pb.Tree) -> Iterator[Reason]:
     """Only a restorer that can suspend filters can restore a tree's own."""
     if has_own(image) and not probe().read_filters:
-        why = "it has system-call filters (seccomp) of its own, which only root gives back, outside of a container"
+        why = "it has system-call filters (seccomp) of its own, which only root outside of a container can restore"
         yield Reason("the tree", why, "restore it as root")
 
 

@@ -60,7 +60,7 @@ def notices(label: str) -> Iterator[str]:
     """Notice that a restore by the user who saves would change the label of the tree's root."""
     here = of("self")
     if label != here:
-        yield f"its security label is {_quoted(label)}; woken from here it has {_quoted(here)}"
+        yield f"its security label is {_quoted(label)}; a wake from here gives it {_quoted(here)}"
 
 
 def warnings(image: pb.Tree) -> Iterator[str]:

@@ -156,7 +156,7 @@ class ThreadState(ThreadPart[Asked, Inherited]):
     def warnings(self, thread: pb.Thread, host: Inherited) -> Iterator[str]:
         """What cannot be taken back."""
         if host.no_new_privs and not thread.no_new_privs:
-            yield "setuid programs give it no rights: who wakes it has no_new_privs, which lasts"
+            yield "setuid programs give it no rights: the process that wakes it has no_new_privs, which lasts for ever"
 
     def calls(self, thread: pb.Thread, process: pb.Process, image: pb.Tree, host: Inherited) -> Iterator[Step]:
         """All but the registers, which are set last."""

@@ -291,7 +291,7 @@ def _validate_queue(index: int, unix: UnixMessage, mine: dict[int, Description],
         for one in unix.under_way
     )
     if not (fits and waiting and bound and senders and rights):
-        yield Reason("the image", f"what waits in the unix socket {index} does not fit together")
+        yield Reason("the image", f"the queue of the unix socket {index} is not consistent")
     if unix.is_pending and (
         sum(index in other.unix.pending for other in mine.values()) != 1
         or unix.name
@@ -300,7 +300,7 @@ def _validate_queue(index: int, unix: UnixMessage, mine: dict[int, Description],
         or unix.messages
         or unix.connected_to
     ):
-        yield Reason("the image", f"the unix socket {index} does not wait to be accepted as it says")
+        yield Reason("the image", f"the unix socket {index} waits to be accepted, which the rest contradicts")
 
 
 def _open(index: int, description: Description, opening: Opening, named: unix_names.Named) -> None:

@@ -202,7 +202,7 @@ def make(queue: pb.MessageQueue, owner: bool) -> Iterator[Call]:
     yield from create("msg", queue.id, NR.msgget, (queue.key,), rights, name)
     uid, gid = owner_of(queue.uid, queue.gid, owner=owner)
     content = _STAT.pack(queue.key, uid, gid, 0, 0, rights | 0o600, 0, 0, 0, 0, 0, queue.size, 0, 0)
-    yield Call(NR.msgctl, (queue.id, IPC_SET, content), 0, f"letting {name} hold {queue.size} bytes")
+    yield Call(NR.msgctl, (queue.id, IPC_SET, content), 0, f"setting the size of {name} to {queue.size} bytes")
     for message in queue.messages:
         text = _TYPE.pack(message.type) + message.content
         words = f"putting a message of {len(message.content)} bytes into {name}"
@@ -217,5 +217,5 @@ def enlarge(image: pb.Tree) -> Iterator[Call]:
     if largest > DEFAULT_SIZE:
         text = b"%d" % largest
         yield Call(NR.open, (_MSGMNB, os.O_WRONLY | os.O_CLOEXEC), None, "opening msgmnb")
-        yield Call(NR.write, (Result(0), text, len(text)), len(text), f"letting queues hold {largest} bytes")
+        yield Call(NR.write, (Result(0), text, len(text)), len(text), f"setting msgmnb to {largest} bytes")
         yield Call(NR.close, (Result(0),), 0, "closing msgmnb")

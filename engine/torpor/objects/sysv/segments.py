@@ -204,7 +204,7 @@ def attach(space: pb.AddressSpace, image: pb.Tree, spare: int) -> Iterator[Call]
         yield Call(NR.shmat, (shared.sysv_id, spare, flags), spare, f"attaching {name}")
         size, needed = page_up(shared.size), max(vma.offset + vma.end - vma.start for vma in mine)
         if needed > size:
-            yield Call(NR.mremap, (spare, size, needed, 0, 0), spare, f"mapping more than there is of {name}")
+            yield Call(NR.mremap, (spare, size, needed, 0, 0), spare, f"mapping beyond the end of {name}")
         for vma in mine:
             place = f"{vma.start:#x}-{vma.end:#x}"
             length, how = vma.end - vma.start, _MREMAP_MAYMOVE | _MREMAP_FIXED

@@ -123,7 +123,7 @@ def test_one_who_listens_without_a_name_is_refused() -> None:
     listener.listening, client.is_pending = True, True
     listener.pending.append(1)
     (reason,) = descriptors.validate(image)
-    assert "does not fit together" in reason.why
+    assert "is not consistent" in reason.why
 
 
 def test_what_fails_half_way_leaves_nothing_open() -> None:

@@ -60,7 +60,7 @@ wait()
             image = tree.dump()
             assert tree.go_on("on") == "on"
             tree.ready()
-            assert "events wait that were not read" in str(tree.survey())
+            assert "it has unread events" in str(tree.survey())
         with opened(image) as woken:
             (watch,) = image.descriptions[woken.index(fds["n"])].inotify.watches
             assert watch.number == fds["number"]

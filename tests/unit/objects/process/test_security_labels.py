@@ -77,7 +77,7 @@ def test_another_label_of_who_saves_or_wakes_is_told(monkeypatch: pytest.MonkeyP
     told(monkeypatch, {"/proc/self/attr/current": b"batch_t"})
     assert not list(security_labels.notices("batch_t")) and not list(security_labels.warnings(image))
     told(monkeypatch, {"/proc/self/attr/current": b"user_t"})
-    assert "woken from here it has 'user_t'" in next(security_labels.notices("batch_t"))
+    assert "a wake from here gives it 'user_t'" in next(security_labels.notices("batch_t"))
     assert "what it does may be denied now" in next(security_labels.warnings(image))
     told(monkeypatch, {"/proc/self/attr/current": b"unconfined"})
     assert "it may do what was denied before" in next(security_labels.warnings(image))
