@@ -25,9 +25,9 @@ from torpor.util.ranges import Range, intersection, subtract, union
 from torpor.util.workers import Workers
 
 _CHUNK = 4 << 20
-_WORKERS = max(2, min(len(os.sched_getaffinity(0)), 8))
-"""Each reads, hashes and writes chunks. More than eight would wait for Python's lock, which each holds for a tenth of
-its time.
+_FEWEST, _MOST = 2, 8
+"""Threads that read, hash and write chunks, one for each processor. More would wait for Python's lock, which each holds
+for a tenth of its time.
 """
 
 Progress = Callable[[int, int], None]
@@ -99,7 +99,8 @@ class PageWriter:
     def __init__(self, writer: SnapshotWriter, progress: Progress) -> None:
         self._writer = writer
         self._progress = progress
-        self._pool = Workers(_WORKERS)
+        self._count = max(_FEWEST, min(len(os.sched_getaffinity(0)), _MOST))
+        self._pool = Workers(self._count)
         self._waiting: deque[Callable[[], None]] = deque()
         """Each waits for a chunk that is under way, or for all before it, and fills a table."""
         self._buffers = threading.local()
@@ -188,7 +189,7 @@ class PageWriter:
         # A table lists its pages by address, so the results are taken in the order of the chunks.
         for chunk in _chunks(ranges):
             self._waiting.append(partial(_list, table, self._pool.submit(self._work, chunk, read, zeros)))
-            self._finish(2 * _WORKERS)
+            self._finish(2 * self._count)
 
     def _finish(self, left: int) -> None:
         """Take results until no more than `left` are under way."""
