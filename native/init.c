@@ -1,28 +1,30 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * torpor-init: pid 1 of a capsule, keeper of a job outside one, and stand-in for a process that a job knows by its
- * PID but does not contain.
+ * torpor-init: pid 1 of a capsule (a job's own namespaces), parent of a job outside one, and stand-in for a process
+ * whose PID a job uses although the process is not a part of it.
  *
  *	torpor-init CHILD STATUS_FD WITNESS [PROGRAM ARG0 ARGS...]
  *
- * It stands for its child CHILD: every signal that it is sent goes to CHILD, every orphan that falls to it is
- * reaped, and when CHILD ends it ends the same way. CHILD 0 is nobody: it then waits until it is killed. With a
- * PROGRAM it starts that first, with the signals blocked and ignored that init itself was started with, and stands
- * for it; if init leads its session, the program leads one of its own. STATUS_FD, if not 0, is told the child's wait status (an int): pid 1 cannot kill itself, so its own exit
- * code is 128 + signal where the child was killed by one.
+ * It acts for its child CHILD: it forwards every signal to CHILD, reaps every orphan that becomes its child, and ends
+ * in the same way as CHILD. If CHILD is 0, it has no child and waits until it is killed. If a PROGRAM is given, it
+ * starts the program first, with the blocked and ignored signals that init itself was started with, and acts for it.
+ * If init leads its session, the program leads a new one.
  *
- * A PID namespace ends with its pid 1. So pid 1 first tells the status, with LIVES_ON if CHILD has left processes
- * behind; then it lives on as long as any of them does, and what it is sent from outside goes to all of them.
+ * If STATUS_FD is not 0, the child's wait status (an int) is written to it. Pid 1 cannot kill itself: if a signal
+ * killed the child, the exit code of pid 1 is 128 + signal.
  *
- * With WITNESS 1 it hands nothing on and lets what it is sent stay pending: a launcher that stands for the job itself
- * sees by it what was sent to their whole process group. SIGURG, queued with the value WITNESS_VALUE + n, makes it
- * such a witness too, and makes it forget a pending signal n, or all for 0.
+ * A PID namespace ends with its pid 1. So pid 1 first reports the status, with LIVES_ON if CHILD has left processes
+ * behind. Then it lives on as long as any of them does, and forwards signals from outside to all of them.
  *
- * A blank process (engine/torpor/remote/blank.py) is a clone of it that is traced and runs nothing of all this. It may be
- * entered at torpor_bear: it then bears a child, or a thread, which has a PID that it may not choose.
+ * With WITNESS 1 it forwards nothing, and its signals stay pending. So a launcher that forwards signals itself can see
+ * which of them were sent to the whole process group. A SIGURG that is queued with the value WITNESS_VALUE + n has the
+ * same effect, and discards a pending signal n, or all pending ones if n is 0.
  *
- * It is freestanding, holds nothing but what is on its stack, and may be entered again at _start with a new stack: a
- * clone of it becomes a stand-in that way.
+ * A blank process (engine/torpor/remote/blank.py) is a traced clone of torpor-init that runs none of this, except for
+ * torpor_bear: its tracer may call that to create a child or a thread with a certain PID, where PIDs may not be chosen.
+ *
+ * This program is freestanding, has no data but what is on its stack, and may be entered again at _start with a new
+ * stack: in this way a clone of it becomes a stand-in.
  */
 #include <asm/errno.h>
 #include <asm/signal.h>
@@ -86,7 +88,7 @@ static _Noreturn void end_as(int status, long status_fd)
 		call(__NR_exit_group, sig ? 128 + sig : status >> 8 & 0xff, 0, 0, 0);
 }
 
-/* Whether a signal is for init itself, which it makes a witness, and not for the child. */
+/* Whether a signal is meant for init itself, to make it a witness, and not for the child. */
 static int is_for_witness(const siginfo_t *info)
 {
 	return info->si_signo == SIGURG && info->si_code == SI_QUEUE && (info->si_int & ~0xff) == WITNESS_VALUE;
@@ -100,13 +102,13 @@ static void forget(unsigned long signals)
 		;
 }
 
-/* Live on for what the child has left behind. */
+/* Live on as long as processes do that the child has left behind. */
 static _Noreturn void outlive(int status, long status_fd)
 {
 	unsigned long all = ~0ul;
 	int told = status | LIVES_ON;
 
-	/* The child's group, terminal and directory have no more to do with init than with any daemon. */
+	/* Leave the child's process group, terminal and directory, as a daemon does. */
 	call(__NR_setsid, 0, 0, 0, 0);
 	call(__NR_chdir, (long)"/", 0, 0, 0);
 	forget(all & ~BIT(SIGCHLD));
@@ -123,7 +125,7 @@ static _Noreturn void outlive(int status, long status_fd)
 			end_as(status, 0);
 		if (call(__NR_rt_sigtimedwait, (long)&all, (long)&info, 0, MASK_SIZE) <= 0 || is_for_witness(&info))
 			continue;
-		/* What they send themselves is for a parent that is gone: the host's pid 1 would not act on it either. */
+		/* One of them signals its old parent, which is gone: the host's pid 1 would ignore that too. */
 		if (info.si_code <= 0 && !info.si_pid)
 			call(__NR_kill, -1, info.si_signo, 0, 0);
 	}
@@ -147,7 +149,7 @@ static void reap(long child, long status_fd)
 
 static void forward(long child, const siginfo_t *info)
 {
-	/* What a terminal sends, it sends to a whole group: a child in our group has it already. */
+	/* A terminal signals a whole process group: a child in init's group has got the signal already. */
 	if (info->si_code == SI_KERNEL && call(__NR_getpgid, child, 0, 0, 0) == call(__NR_getpgid, 0, 0, 0, 0))
 		return;
 	call(__NR_kill, child, info->si_signo, 0, 0);
@@ -160,13 +162,13 @@ static long start(char **argv, char **environment, unsigned long mask, long stat
 	long last = status_fd > 2 ? status_fd : 2;
 	long child, failure;
 
-	/* What the program leaves in the background stays below init, also when another program has started init. */
+	/* Background processes of the program stay below init, whichever program has started init. */
 	call(__NR_prctl, 36 /* PR_SET_CHILD_SUBREAPER */, 1, 0, 0);
-	/* Where SIGCHLD is ignored nobody is told of an end; the program is to have it as it was. */
+	/* While SIGCHLD is ignored, no child's end is reported. The program gets the action that it had before. */
 	call(__NR_rt_sigaction, SIGCHLD, (long)&wait_for_it, (long)&given, MASK_SIZE);
 	child = call(__NR_fork, 0, 0, 0, 0);
 	if (child) {
-		/* The first three tell a checkpoint what the job's own were; of others the job alone shall decide. */
+		/* A checkpoint finds here what the job's 0, 1 and 2 were. Only the job may hold the others. */
 		call(__NR_close_range, 3, last - 1, 0, 0);
 		call(__NR_close_range, last + 1, ~0u, 0, 0);
 		return child;
@@ -199,7 +201,7 @@ _Noreturn __attribute__((used)) void torpor_init(long *stack)
 	if (argc > 4) {
 		child = start(argv + 4, argv + argc + 1, mask, status_fd);
 		if (child < 0)
-			end_as(SIGKILL, status_fd); /* no memory or no process to be had */
+			end_as(SIGKILL, status_fd); /* fork failed: no memory, or too many processes */
 	}
 	for (;;) {
 		siginfo_t info;
@@ -216,17 +218,17 @@ _Noreturn __attribute__((used)) void torpor_init(long *stack)
 	}
 }
 
-/* What torpor_bear is told, and tells. */
+/* The arguments of torpor_bear, and its result. */
 struct birth {
 	long loadavg;	 /* a descriptor of /proc/loadavg */
 	long target;	 /* the PID */
-	long near;	 /* how many may be left before it */
-	long first, end; /* PIDs are given from first to end - 1, again and again */
-	long flags;	 /* clone(2)'s */
-	long result; /* the PID, or another that came in its place, or a negated errno: -ERANGE when it is far away */
+	long near;	 /* how many PIDs may still come before it */
+	long first, end; /* the kernel assigns PIDs from first to end - 1, again and again */
+	long flags;	 /* for clone(2) */
+	long result;	 /* the PID, or another that was assigned instead, or -errno: -ERANGE if it is not near */
 };
 
-/* The last word of /proc/loadavg: the PID that was given last. */
+/* The last word of /proc/loadavg: the PID that was assigned last. */
 static long last_pid(long loadavg)
 {
 	char text[128];
@@ -245,7 +247,7 @@ static int is_taken(long pid)
 	return call(__NR_kill, pid, 0, 0, 0) != -ESRCH || call(__NR_kill, -pid, 0, 0, 0) != -ESRCH;
 }
 
-/* Whether the kernel would give the target next: those that are taken it passes over. */
+/* Whether the kernel would assign the target next: it skips PIDs that are in use. */
 static int is_next(const struct birth *b, long last)
 {
 	for (long pid = b->target - 1; pid != last; pid--) {
@@ -262,9 +264,9 @@ static int is_next(const struct birth *b, long last)
 
 _Noreturn __attribute__((used)) void torpor_bear(struct birth *b)
 {
-	/* How native/walk.c lets a PID go by; here it fails because no address is 1. */
+	/* Use up a PID as native/walk.c does. Here the clone fails with EFAULT, since the pidfd's address is 1. */
 	long pass = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_PIDFD;
-	long result, last, left, tries = b->near; /* each lets one go by, or it never ends */
+	long result, last, left, tries = b->near; /* each try uses up one PID; without a limit the loop might not end */
 
 	do {
 		result = -ERANGE;
@@ -285,7 +287,7 @@ _Noreturn __attribute__((used)) void torpor_bear(struct birth *b)
 }
 
 __asm__(".balign 8\n"
-	".quad torpor_bear\n" /* who traces it finds it there, before the entry */
+	".quad torpor_bear\n" /* the tracer reads the address here, before the entry point */
 	".globl _start\n"
 	"_start:\n"
 	"	xorl %ebp, %ebp\n"

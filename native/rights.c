@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * A system call in the rights of another user. The kernel has credentials by thread, the C library's functions change
- * those of all threads: hence raw calls, and in C, so that nothing else runs on this thread in between.
+ * Make a system call with the credentials of another user. In the kernel each thread has its own credentials, but the
+ * functions of the C library change those of all threads. So this code makes raw system calls. It is in C so that
+ * nothing else runs on this thread meanwhile.
  */
 #define _GNU_SOURCE
 #include "torpor.h"
@@ -25,7 +26,7 @@ static bool set_capabilities(const struct sets *sets)
 	return !syscall(SYS_capset, &header, sets->data);
 }
 
-/* Neither call tells whether it did it; one for nobody changes nothing and tells how it is. */
+/* setfsuid() and setfsgid() report no errors. A call with -1 changes nothing and returns the current id. */
 static bool set_ids(uint32_t uid, uint32_t gid)
 {
 	syscall(SYS_setfsgid, gid);
@@ -51,11 +52,11 @@ long tp_syscall_as(const struct tp_rights *wanted, const struct tp_rights *own, 
 	grouped = !syscall(SYS_setgroups, wanted->count, wanted->groups);
 	if (grouped && set_ids(wanted->uid, wanted->gid) && set_capabilities(&theirs))
 		result = tp_syscall(nr, a, b, c, d, e, f);
-	/* The capability to set groups comes first. To go on with another's rights is no choice. */
+	/* First regain the capability that setgroups() needs. Abort rather than go on with another's credentials. */
 	if (!set_capabilities(&mine) || (grouped && syscall(SYS_setgroups, own->count, own->groups)) ||
 	    !set_ids(own->uid, own->gid) || !set_capabilities(&mine))
 		abort();
-	/* A change of these ids takes both away (kernel/cred.c, commit_creds). */
+	/* A change of these ids clears both (kernel/cred.c, commit_creds). */
 	prctl(PR_SET_DUMPABLE, dumpable == 1);
 	prctl(PR_SET_PDEATHSIG, signal);
 	return result;

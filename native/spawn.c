@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Starting torpor-init, in namespaces of its own or without: what must happen between fork and execve, where a
- * process with threads may not run Python.
+ * Start torpor-init, with or without new namespaces: the part between fork and execve, where a process with threads
+ * must not run Python.
  */
 #define _GNU_SOURCE
 #include "torpor.h"
@@ -28,7 +28,7 @@
 
 #define NS_PER_S 1000000000LL
 
-/* Tell the caller what failed and end. A report that cannot be written has no reader. */
+/* Report to the caller what failed, and exit. If the report cannot be written, nobody reads it any more. */
 static _Noreturn void fail(const struct tp_spawn *s, enum tp_stage stage)
 {
 	struct tp_report report = {.stage = stage, .value = errno};
@@ -69,9 +69,9 @@ static void set_clocks(const struct tp_spawn *s)
 }
 
 /*
- * What is born in a new PID namespace counts from where the host is: from 1 on, the children of every job would have
- * the same few numbers, and with them the same /tmp/x.$$. Only CONFIG_CHECKPOINT_RESTORE has the file, and a kernel
- * without wakes nobody; a container may have it read-only, which costs no more than this comfort.
+ * Let a new PID namespace assign PIDs from the host's last PID on. If it began at 1, the children of every job would
+ * have the same few PIDs, and use the same /tmp/x.$$. The file exists only with CONFIG_CHECKPOINT_RESTORE, without
+ * which no job can be woken anyway. In a container it may be read-only: then only this convenience is lost.
  */
 static void count_from(int32_t last_pid)
 {
@@ -81,7 +81,7 @@ static void count_from(int32_t last_pid)
 	put("/proc/sys/kernel/ns_last_pid", text);
 }
 
-/* execve by a uid other than 0 keeps only what is ambient (capabilities(7)). */
+/* Make capabilities ambient: execve by a uid other than 0 keeps only ambient ones (capabilities(7)). */
 static void keep_capabilities(const struct tp_spawn *s)
 {
 	struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
@@ -98,7 +98,7 @@ static void keep_capabilities(const struct tp_spawn *s)
 			fail(s, TP_STAGE_CAPABILITIES);
 }
 
-/* A tracer would see each one as a stop, and this process waits for its caller, not for a terminal. */
+/* Block signals: a tracer would see each one as a stop, and this process waits for its caller, not for a terminal. */
 static void hold_signals(void)
 {
 	sigset_t all;
@@ -107,7 +107,7 @@ static void hold_signals(void)
 	sigprocmask(SIG_SETMASK, &all, NULL);
 }
 
-/* Without libc, which keeps two signals to itself: posix_spawn() lets them be ignored in what it starts. */
+/* Not by libc, which reserves two signals and does not change them: posix_spawn() leaves them ignored in its child. */
 static void set_action(int sig, void (*handler)(int))
 {
 	struct { /* the kernel's own struct sigaction */
@@ -118,14 +118,14 @@ static void set_action(int sig, void (*handler)(int))
 	syscall(SYS_rt_sigaction, sig, &action, NULL, sizeof(action.mask)); /* fails for SIGKILL and SIGSTOP */
 }
 
-/* What was caught is default after execve; what is ignored and what is blocked stays so. */
+/* After execve, signals that were caught have their default action; ignored and blocked ones stay so. */
 static void set_signals(const struct tp_spawn *s)
 {
 	sigset_t blocked;
 
 	sigemptyset(&blocked);
 	for (int sig = 1; sig < NSIG; sig++) {
-		set_action(sig, SIG_IGN); /* forgets what came meanwhile */
+		set_action(sig, SIG_IGN); /* discards pending signals */
 		set_action(sig, s->ignored >> (sig - 1) & 1 ? SIG_IGN : SIG_DFL);
 		if (s->blocked >> (sig - 1) & 1)
 			sigaddset(&blocked, sig);
@@ -152,7 +152,7 @@ static void tell(const struct tp_spawn *s, enum tp_stage stage)
 		_exit(2);
 }
 
-/* The gate alone would not tell that the caller is gone: its other end is in the table that both have. */
+/* The pipe alone would not show that the caller has ended: this process shares the descriptor of the other end. */
 static struct tp_go wait_for_go(const struct tp_spawn *s)
 {
 	struct pollfd waited[] = {{.fd = s->gate, .events = POLLIN}, {.fd = s->caller, .events = POLLIN}};
@@ -166,7 +166,7 @@ static struct tp_go wait_for_go(const struct tp_spawn *s)
 	return go;
 }
 
-/* A map is written once, so what is there already stays. */
+/* A map can be written only once: one that exists already stays. */
 static void map_own(const struct tp_spawn *s, const char *path, uint32_t id)
 {
 	char text[64];
@@ -180,8 +180,8 @@ static void map_own(const struct tp_spawn *s, const char *path, uint32_t id)
 }
 
 /*
- * One's own uid and gid and no others, which needs no privilege (user_namespaces(7)), unless others do more. setgroups()
- * is denied in any case: no job can call it, and to leave a group is to gain what is denied to that.
+ * Map the caller's own uid and gid only, which needs no privilege (user_namespaces(7)), unless newuidmap has mapped
+ * more. setgroups() is always denied: a job that left a group would gain access to files that deny it to that group.
  */
 static void map_ids(const struct tp_spawn *s)
 {
@@ -201,10 +201,10 @@ static _Noreturn void become_init(const struct tp_spawn *s)
 
 	hold_signals();
 	if (s->namespaces & CLONE_NEWNS) {
-		/* What the host mounts and unmounts is so here, too; what the job mounts stays its own. */
+		/* Mounts and unmounts of the host have effect here too; those of the job stay in its namespace. */
 		if (mount("none", "/", NULL, MS_REC | MS_SLAVE, NULL))
 			fail(s, TP_STAGE_SLAVE_MOUNTS);
-		/* Over the host's /proc, where the job would find other processes under its PIDs. */
+		/* Mount it over the host's /proc, in which the job's PIDs would belong to other processes. */
 		if (s->namespaces & CLONE_NEWPID &&
 		    mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL))
 			fail(s, TP_STAGE_MOUNT_PROC);
@@ -218,7 +218,7 @@ static _Noreturn void become_init(const struct tp_spawn *s)
 	set_descriptor_limit(s);
 	if (s->keep_capabilities)
 		keep_capabilities(s);
-	/* The caller attaches now, and opens what the job is to have: on the mounts that are the job's. */
+	/* Now the caller attaches, and opens the job's files, on the mounts of the job. */
 	tell(s, TP_STAGE_READY);
 	go = wait_for_go(s);
 	if (unshare(CLONE_FILES))
@@ -238,14 +238,14 @@ long tp_spawn(const struct tp_spawn *s)
 	long helper, pid;
 	ssize_t written;
 
-	/* Not libc's fork: its handlers are of no use to a child that only makes system calls. */
+	/* Not by libc's fork(): this child only makes system calls, and does not need libc's fork handlers. */
 	helper = syscall(SYS_clone, CLONE_FILES | SIGCHLD, 0, 0, 0, 0);
 	if (helper < 0)
 		return -errno;
 	if (helper)
 		return helper;
 
-	/* A new PID or time namespace is for the children of the one who asks for it, hence this process between. */
+	/* This process stands between: only the children of whoever creates a PID or time namespace enter it. */
 	if (s->namespaces && unshare((int)s->namespaces))
 		fail(s, TP_STAGE_UNSHARE);
 	if (s->namespaces & CLONE_NEWUSER)

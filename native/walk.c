@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause
  *
- * Letting PIDs go by. The kernel gives them in turn (idr_alloc_cyclic in kernel/pid.c), so who may not choose one waits
- * for it, and takes those before it.
+ * Use up PIDs. The kernel assigns PIDs in turn (idr_alloc_cyclic in kernel/pid.c). So a user who may not choose a PID
+ * gets it by using up all PIDs before it.
  *
- * To take one and give it back, no process is needed. A clone that asks for a pidfd, and may have no descriptor more,
- * fails when its PID has been allocated, and before it can be seen (copy_process in kernel/fork.c, since Linux 5.2):
- * nothing runs, nothing is left to be waited for, and it takes a third of the time of a child that ends at once.
+ * No process is needed to use up a PID. If a clone asks for a pidfd and the caller may have no more descriptors, the
+ * clone fails after its PID has been allocated, and before the child is visible (copy_process in kernel/fork.c, since
+ * Linux 5.2). No child runs, nothing has to be waited for, and it takes a third of the time of a child that exits at
+ * once.
  */
 #define _GNU_SOURCE
 #include "torpor.h"
@@ -22,7 +23,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define MOST_AT_ONCE 64 /* let go by between two looks at where one is */
+#define MOST_AT_ONCE 64 /* PIDs to use up between two checks of the last PID */
 #define MOST_WALKERS 64
 
 static int64_t now_ns(void)
@@ -33,7 +34,7 @@ static int64_t now_ns(void)
 	return time.tv_sec * 1000000000LL + time.tv_nsec;
 }
 
-/* The last word of /proc/loadavg: the PID that was given last in the reader's namespace. */
+/* The last word of /proc/loadavg: the PID that was assigned last in the reader's PID namespace. */
 static long last_pid(int loadavg)
 {
 	char text[128];
@@ -61,7 +62,7 @@ static _Noreturn void walk(const struct tp_walk *w, int64_t until)
 	int pidfd;
 	long far;
 
-	/* Whoever waits for us hears signals. */
+	/* Block all signals: the process that waits for the walkers handles them. */
 	sigfillset(&all);
 	sigprocmask(SIG_SETMASK, &all, NULL);
 	getrlimit(RLIMIT_NOFILE, &none);
@@ -69,11 +70,11 @@ static _Noreturn void walk(const struct tp_walk *w, int64_t until)
 	if (prctl(PR_SET_PDEATHSIG, SIGKILL) || setrlimit(RLIMIT_NOFILE, &none))
 		_exit(errno);
 	while ((far = left(w)) > w->near && now_ns() < until) {
-		/* Walkers that are held up in between pass no more than half of the way together. */
+		/* Even if all walkers are preempted here, together they pass at most half of the distance. */
 		long most = (far - w->near) / (2L * w->walkers), count = most > MOST_AT_ONCE ? MOST_AT_ONCE : most;
 
 		do {
-			/* What the child would share is not copied for it. */
+			/* Share all that can be shared, so that the kernel copies nothing for the child. */
 			long flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_PIDFD;
 
 			if (syscall(SYS_clone, flags, 0, &pidfd, 0, 0) >= 0 || errno != EMFILE)
@@ -89,7 +90,7 @@ long tp_walk(const struct tp_walk *w)
 	long pids[MOST_WALKERS], count = 0, failure = 0;
 
 	while (count < w->walkers && count < MOST_WALKERS) {
-		/* Its end is told to nobody. */
+		/* Exit signal 0: the caller gets no SIGCHLD. */
 		long pid = syscall(SYS_clone, 0, 0, 0, 0, 0);
 
 		if (!pid)

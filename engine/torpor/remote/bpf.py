@@ -59,7 +59,7 @@ def actions(code: bytes, nr: int) -> frozenset[int]:
         for state in _step(waiting.pop(), program, nr, found):
             if state not in seen:
                 if len(seen) == _MOST_STATES:
-                    raise Unreadable(f"there are more than {_MOST_STATES} ways through it")
+                    raise Unreadable(f"there are more than {_MOST_STATES} paths through it")
                 seen.add(state)
                 waiting.append(state)
     return frozenset(found)
@@ -80,7 +80,7 @@ def _step(state: _State, program: list[tuple[int, int, int, int]], nr: int, foun
     if op in (_RET_K, _RET_A):
         answer = k if op == _RET_K else state.a
         if answer is None:
-            raise Unreadable("it computes its answer from what a call is given")
+            raise Unreadable("it computes its return value from the call's arguments")
         found.add(answer & _ACTION)
         return []
     if op == _JA:

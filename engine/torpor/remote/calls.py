@@ -1,4 +1,4 @@
-"""The system calls that Torpor makes inside of a frozen process. Its seccomp filters must allow them."""
+"""The system calls that Torpor makes inside a frozen process. The seccomp filters of the process must allow them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ MADE = frozenset({
     # The snapshot of its memory (snapshot.py).
     NR.clone, NR.close_range, NR.exit, NR.exit_group, NR.userfaultfd, NR.wait4,
 })  # fmt: skip
-"""All of these calls; process_dump.py enforces it."""
+"""All of these calls; process_dump.py ensures that no other call is made."""
 
 VITAL = frozenset({NR.rt_sigreturn, NR.prctl, NR.exit, NR.exit_group, NR.wait4})
 """The calls that must not fail even when the dumper has died: the return to the program, the restored subreaper flag,
-the exit of a snapshot and of its helper, and the wait for the helper. If another one fails, nothing is left behind but
-what injection.py names.
+the exit of a snapshot and of its helper, and the wait for the helper. If any other call fails, nothing is left behind
+but the unused scratch mapping (injection.py).
 """

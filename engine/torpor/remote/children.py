@@ -1,4 +1,4 @@
-"""Children of this process that are no programs of their own: they do one thing and end."""
+"""Forked children that execute no program: each does one thing and exits."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ def fork() -> int:
 
 
 class Exiting:
-    """Ends a forked child at the end of the block in any case: it must not run on as a copy of its parent."""
+    """A context manager that ends a forked child at the end of the block, also after an exception.
+
+    Otherwise the child would run on as a copy of its parent.
+    """
 
     def __enter__(self) -> None:
         pass
@@ -42,10 +45,11 @@ class Exiting:
 
 
 def sleep_with(parent: int) -> None:
-    """Sleep until a signal ends this process, at the latest when the thread that forked it ends.
+    """Sleep until a signal ends this process. The kernel sends SIGKILL when the thread that forked it ends.
 
     Args:
-        parent: the PID of the parent process. If that has ended already, the kernel sends no signal; so it is checked.
+        parent: the PID of the parent process. If the parent has ended already, the kernel sends no signal: so this is
+            checked.
     """
     syscall(NR.prctl, _PR_SET_PDEATHSIG, signal.SIGKILL)
     while os.getppid() == parent:

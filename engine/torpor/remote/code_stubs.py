@@ -1,8 +1,8 @@
 """The instructions in a program's own code that the first injected call uses: see injection.py.
 
-A program without a C library, or with a part of one only (musl, Go, assembly), may lack them. Then they are written to
-the end of the vDSO's mapping, behind its code, where there are zeros that nobody runs or reads. The zeros are restored
-when the process is detached. If a dumper dies before that, its stubs do no harm, and the next dumper removes them.
+A program without a complete C library (musl, Go, assembly) may lack them. Then they are written to the end of the
+vDSO's mapping, behind its code, where there are zeros that nothing executes or reads. The zeros are restored when the
+process is detached. If the dumper dies before that, its stubs do no harm, and the next dumper removes them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _Key = tuple[bytes, int, int]
 
 
 LENT = x86_64.SYSCALL_RET + b"\xcc\xcc" + x86_64.SIGRETURN_STUBS[0] + b"\xcc\xcc"
-"""The 16 bytes that are written to the vDSO."""
+"""The stubs: 16 bytes that are written to the vDSO."""
 VDSO = b"[vdso]"
 
 
@@ -41,7 +41,7 @@ def _words(code: bytes) -> Iterator[int]:
 
 
 class Loan:
-    """The stubs in the vDSO of a stopped process. The tracing thread must make all calls."""
+    """The stubs in the vDSO of a stopped process. All methods must be called by the thread that traces the process."""
 
     def __init__(self, tid: int, maps: Sequence[procfs.Mapping]) -> None:
         """
@@ -50,25 +50,25 @@ class Loan:
             maps: its mappings.
 
         Raises:
-            CheckpointFailed: it has no vDSO, or one without room.
+            CheckpointFailed: it has no vDSO, or its vDSO has no room.
         """
         code = next((one for one in maps if one.name == VDSO and one.perms[2:3] == b"x"), None)
         self._tid, self._at = tid, code.end - len(LENT) if code else 0
         if not code or not _is_lent(memory.read(tid, self._at, len(LENT))):
             raise CheckpointFailed(
-                f"process {tid} has no code to return from a signal with (rt_sigreturn), and no vDSO for it: it cannot"
-                " be entered safely",
-                advice="this is so for programs without a C library that have unmapped their vDSO",
+                f"process {tid} has no code that calls rt_sigreturn, and no vDSO that could hold it: torpor cannot make"
+                " system calls in it safely",
+                advice="this happens only to programs without a C library that have unmapped their vDSO",
             )
         self._write(LENT)
 
     @property
     def places(self) -> tuple[int, int]:
-        """As `CodeStubs.find`."""
+        """The addresses of both instructions, as `CodeStubs.find` returns them."""
         return self._at, self._at + LENT.index(x86_64.SIGRETURN_STUBS[0])
 
     def end(self, standing: Iterable[int]) -> None:
-        """Remove the stubs, unless a thread is in them: a dumper that died may have left it there.
+        """Remove the stubs, unless a thread executes them: a dumper that died may have left it there.
 
         Args:
             standing: the instruction pointers of the process's threads.

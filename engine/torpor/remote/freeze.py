@@ -1,4 +1,4 @@
-"""Freezing a process tree: every thread of every process is stopped with ptrace."""
+"""Freeze a process tree: stop every thread of every process with ptrace."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from torpor.remote.naming import SEE_WHY, UNINTERRUPTIBLE, describe_process, not
 from torpor.remote.rest import Rest
 
 BIRTHS = ptrace.O_TRACEFORK | ptrace.O_TRACECLONE
-"""Options by which whoever a thread creates before it stops is born traced, and stops at once. Not for vfork: whoever
-calls it stops only when the child has called execve(2) or ended."""
+"""With these options, the children and threads that a thread creates before it stops are traced from birth and stop at
+once. Not with vfork: there the parent itself stops only when the child has called execve(2) or ended."""
 _BIRTHS = (ptrace.EVENT_FORK, ptrace.EVENT_CLONE)
 _CHASE = 64
-"""How many times processes are looked for that are gone once one looks."""
+"""How many times to look for new children of a process before giving up: each may create the next one and end."""
 
 
 class Stuck(CheckpointFailed):
@@ -40,7 +40,7 @@ class Thread:
     registers: array[int] = field(default_factory=lambda: array("Q"))
     """As read with ptrace. From these the kernel itself restarts an interrupted call."""
     named: array[int] = field(default_factory=lambda: array("Q"))
-    """The same, but a call that was already restarted (restart_syscall) has its original number, if that can be found.
+    """The same, but if a call was already restarted (restart_syscall), with its original number, if that can be found.
     """
     stopped_ns: int = 0
     """When its stop was seen (CLOCK_MONOTONIC)."""
@@ -84,8 +84,8 @@ class Process:
 class LastToStop:
     """Threads that run on for a moment after the others have stopped, to flush their buffers.
 
-    The others of the root's process are stopped when they rest, so that none stands in the middle of what it gives to
-    these threads: see `torpor.remote.rest`.
+    The other threads of the root process are stopped at rest, so that none is in the middle of passing data to these
+    threads: see `torpor.remote.rest`.
     """
 
     matches: Callable[[str], bool]
@@ -101,10 +101,10 @@ class Frozen:
         root: the PID of the root.
         timeout: seconds until all threads must have stopped.
         last: threads that are stopped after the others.
-        hold: seconds that stopped threads wait for one in an uninterruptible call.
-        apart: returns the PIDs of processes that belong to the tree without a parent in it, also of those that have
+        hold: for how many seconds stopped threads wait for a thread in an uninterruptible call.
+        apart: returns the PIDs of processes that belong to the tree but have no parent in it, including those that have
             ended; called repeatedly.
-        look: called before the tree is stopped; with `last` it can take several tries.
+        look: called before each attempt to stop the tree; with `last` several may be needed.
 
     Raises:
         NotFound: the root is gone.
@@ -126,17 +126,17 @@ class Frozen:
         self._hold = hold
         self.processes: dict[int, Process] = {}
         self.started = 0
-        """When it began to be stopped (CLOCK_MONOTONIC)."""
+        """When the first thread was asked to stop (CLOCK_MONOTONIC)."""
         self.pause_ns = 0
         """How long the tree was frozen, in ns; known once it runs again."""
         self._timeout = timeout
         self._running: list[Thread] = []
         self._ended: set[int] = set()
-        """Processes apart that have ended, and that nobody has waited for yet."""
+        """Processes without a parent in the tree that have ended, and have not been reaped yet."""
         self._born: set[int] = set()
-        """Threads that were born traced."""
+        """Threads and processes that were created traced."""
         self._moved = True
-        """Whether a process or thread came, stopped or ended in this round."""
+        """Whether a process or thread appeared, stopped or ended in this round."""
         self._denied: set[int] = set()
         """Threads that could not be seized although they had not ended."""
         try:
@@ -163,7 +163,7 @@ class Frozen:
         self._add(Process(self.root, None))
 
     def _stop_at_rest(self, spared: Callable[[str], bool]) -> None:
-        """Stop all threads but the spared ones, at a moment when those of the root are in the middle of nothing."""
+        """Stop all threads but the spared ones, at a moment when the threads of the root process are at rest."""
         rest = Rest()
         while True:
             self._begin()
@@ -194,11 +194,11 @@ class Frozen:
                 try:
                     ptrace.request(ptrace.SETOPTIONS, tid, 0, process.options)
                 except ProcessLookupError:
-                    if not procfs.is_ending(process.pid, tid):  # who was killed is asked for something later
+                    if not procfs.is_ending(process.pid, tid):  # a killed thread is noticed later
                         raise
 
     def _let_strangers_go(self) -> None:
-        """Let go who was born traced, but has ended or is a child of nobody in the tree (CLONE_PARENT)."""
+        """Detach what was created traced, but has ended or has no parent in the tree (CLONE_PARENT)."""
         for tid in self._strangers():
             self._moved = True
             _let_go_late(Thread(tid))
@@ -211,9 +211,10 @@ class Frozen:
         self.processes[process.pid] = process
 
     def _find(self, parent: Process | None, spared: Callable[[str], bool] | None) -> None:
-        """Seize new children of a process; without one, orphans that fell to the tree's torpor-init meanwhile.
+        """Seize new children of a process. If `parent` is None, seize new orphans below the tree's torpor-init.
 
-        Each may create the next one and end. So they are seized at once, the youngest first, and are looked for again.
+        Each child may create the next one and end. So they are seized at once, the youngest first, and the search is
+        repeated.
         """
         for _ in range(_CHASE):
             if not (new := self._new_children(parent) if parent else self._new_apart()):
@@ -244,13 +245,13 @@ class Frozen:
 
     def _seize_threads(self, process: Process, spared: Callable[[str], bool] | None) -> None:
         if process.zombie:
-            return  # and remains one: its parent has stopped
+            return  # it stays a zombie: its parent has stopped
         for tid in self._threads_of(process):
             if tid not in process.threads and not (spared and spared(_name(process.pid, tid))):
                 self._seize(process, tid)
 
     def _threads_of(self, process: Process) -> list[int]:
-        """The ids of its threads, also of its first one when that has ended before others; none if it is gone."""
+        """The ids of its threads, including a main thread that has ended before the others; none if it is gone."""
         try:
             return procfs.threads(process.pid)
         except FileNotFoundError:
@@ -273,8 +274,8 @@ class Frozen:
                     self._has_ended(process)
                 return
             if not _is_born_traced(process.pid, tid):
-                # A thread that calls execve takes the leader's id, and the id that we used is dead (de_thread,
-                # fs/exec.c). If it is a real refusal, the next round meets it again.
+                # A thread that calls execve takes the id of the thread group leader, and its old id does not exist any
+                # more (de_thread, fs/exec.c). If the kernel really refuses, it does so again in the next round.
                 if tid in self._denied:
                     raise not_permitted(process.pid) from None
                 self._denied.add(tid)
@@ -284,12 +285,12 @@ class Frozen:
         self._running.append(thread)
 
     def _has_ended(self, process: Process) -> None:
-        """Handle a process whose first thread has ended."""
+        """Handle a process whose main thread has ended."""
         if not (tids := self._threads_of(process)):
             return
         if len(tids) > 1:
             if procfs.is_leaderless(process.pid) or time.monotonic() > self._deadline:
-                why = "the first thread of {} has ended while others run, which is not kept"
+                why = "the main thread of {} has ended while other threads run: this state cannot be saved"
                 raise CheckpointFailed(why.format(process.name))
         elif process.pid == self.root:
             raise CheckpointFailed(f"{process.name} has ended")
@@ -363,7 +364,7 @@ class Frozen:
 
 
 def stand(processes: Iterable[Process]) -> None:
-    """Bring threads that the calling thread already traces, in whatever stop they are, to the stop of a freeze.
+    """Bring threads that the calling thread already traces from any ptrace stop to the stop of a freeze.
 
     None of them runs meanwhile: the kernel checks for an interrupt before it delivers a signal (get_signal()).
 
@@ -382,7 +383,7 @@ def stand(processes: Iterable[Process]) -> None:
 
 
 def _note(thread: Thread, status: int) -> None:
-    """Note the state with which a stopped thread is to continue: registers last, for a thread that has them has all."""
+    """Save the state with which a stopped thread shall continue. Registers come last: they show that all is saved."""
     stopped_by = ptrace.stop_signal(status)
     thread.stop_signal = stopped_by if stopped_by != signal.SIGTRAP else 0
     registers = ptrace.get_registers(thread.tid)
@@ -408,7 +409,7 @@ def _named(tid: int, kept: array[int]) -> array[int]:
 def _give_back(thread: Thread) -> bool:
     """Restore the mask and then the registers of a stopped thread (for the order see injection.py).
 
-    If this fails the thread recovers by itself: registers that are not its own lead to a frame from which it returns.
+    If this fails, the thread recovers by itself: the injected registers lead to a signal frame that restores its own.
 
     Returns:
         Whether the thread still exists.
@@ -419,12 +420,12 @@ def _give_back(thread: Thread) -> bool:
     except ChildProcessError:
         return False
     except OSError:
-        pass  # usually it was killed: the detach will tell
+        pass  # usually it was killed: the detach handles that
     return True
 
 
 def _let_go_late(thread: Thread) -> None:
-    """Detach a thread whose stop was not awaited, and whom it has created.
+    """Detach a thread that was not yet seen to stop, and the children that it has created meanwhile.
 
     A thread in an uninterruptible call does not stop: the kernel detaches it when the tracing thread ends.
     """
@@ -457,7 +458,7 @@ def _state(pid: int, tid: int) -> str | None:
 
 
 def _is_born_traced(pid: int, tid: int) -> bool:
-    """Whether we trace a thread that we have not seized, as one that a seized thread has created."""
+    """Whether this thread traces a thread that it has not seized: a seized thread has created it."""
     try:
         fields = procfs.status(procfs.read(f"/proc/{pid}/task/{tid}/status"))
     except (FileNotFoundError, ProcessLookupError):

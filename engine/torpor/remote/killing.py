@@ -1,4 +1,4 @@
-"""The end of a frozen tree whose snapshot is published."""
+"""Kill a frozen tree whose snapshot is published."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torpor.remote.freeze import Process
 from torpor.remote.naming import UNINTERRUPTIBLE
 
 SECONDS = 30.0
-"""How long who was killed may take to end."""
+"""How long killed processes may take to end."""
 
 
 def check(processes: Mapping[int, Process]) -> None:
     """Check that a frozen tree can be killed as a whole.
 
     Raises:
-        CheckpointFailed: a process cannot be.
+        CheckpointFailed: a process cannot be killed.
     """
     for process in processes.values():
         try:
@@ -36,7 +36,7 @@ def kill(processes: MutableMapping[int, Process]) -> list[str]:
         processes: those of a `Frozen`; empty afterwards.
 
     Returns:
-        What did not go as it should, for the user: the others are killed all the same.
+        Messages for the user about processes that were not killed, or have not ended. All others are killed anyway.
     """
     doomed = list(processes.values())[::-1]
     processes.clear()
@@ -51,7 +51,7 @@ def kill(processes: MutableMapping[int, Process]) -> list[str]:
         try:
             for tid in reversed(process.threads):  # a leader's exit is reported after its threads'
                 _wait_for_end(tid, deadline)
-        except TimeoutError:  # to close a file may mean to wait for a file server
+        except TimeoutError:  # its exit closes its files, which may wait for a file server
             wrong[process.pid] = f"{process.name} was killed, and has not ended yet: {UNINTERRUPTIBLE}"
     return list(wrong.values())
 

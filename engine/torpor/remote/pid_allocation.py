@@ -1,7 +1,8 @@
 """How the kernel assigns PIDs, and how to use up those that come before a wanted one.
 
 PIDs and thread ids are assigned in turn: the lowest free one above the last, and after the highest again from `FIRST`
-(idr_alloc_cyclic in kernel/pid.c). So a process that may not choose a PID can walk to it (native/walk.c).
+(idr_alloc_cyclic in kernel/pid.c). So a process that may not choose a PID can *walk* to it: it makes the kernel assign
+all PIDs before the wanted one (native/walk.c).
 """
 
 from __future__ import annotations
@@ -119,9 +120,9 @@ class Walk:
 
 
 SHORT = 4 * _TRIED
-"""A walk over fewer PIDs is not worth measuring: that would pass many of them, as in a container that is still new."""
+"""For a walk over fewer PIDs the pace is not measured: the measurement itself would pass many of them."""
 SLOW = Pace(1000.0, 1)
-"""What any host reaches."""
+"""A pace that any host reaches."""
 
 
 def pace() -> Pace:
@@ -145,7 +146,7 @@ def pace() -> Pace:
 
 
 def whole_round() -> Walk | None:
-    """A walk through all PIDs; None if no walk is possible here."""
+    """The walk once through all PIDs; None if no walk is possible here."""
     given = here()
     with suppress(OSError):
         return Walk(pace(), given.end - given.first)

@@ -1,7 +1,8 @@
-"""When a process is at rest: each of its threads waits for something, and is in the middle of nothing.
+"""When a process is at rest: each of its threads waits for an event, and none is in the middle of an operation.
 
-A library can hold half of something in its memory, where nobody else sees it: libzmq shows the parts of a message to
-its I/O thread when the last of them has come. A thread in such a middle computes, or waits for a lock for a moment.
+An operation that is half done may exist only in a thread's memory. For example, libzmq passes the parts of a message to
+its I/O thread only when the last part has been given. A thread in the middle of an operation computes, or waits for a
+lock for a moment.
 """
 
 from __future__ import annotations
@@ -16,31 +17,31 @@ from torpor.arch.x86_64 import NR, ORIG_RAX, R10, RDI, RSI, RSP, ended_early, in
 from torpor.remote import memory
 
 LOOKS = 8
-"""How many looks it takes to know which threads wait for events..."""
+"""The number of looks after which it is known which threads wait for events, at the earliest..."""
 LEARNING_SECONDS = 0.5
-"""...and how long."""
+"""...after so many seconds."""
 PATIENCE = 3.0
-"""Seconds after which a process is taken as it is: several of its threads compute all the time."""
+"""Seconds after which a process is frozen in whatever state it is: several of its threads compute all the time."""
 SHORT_NS = 50_000_000
-"""Whoever waits for a lock with a shorter time limit is in the middle of something: of a bytecode, mostly. CPython's
-threads wait for the interpreter lock for 5 ms, time and again (take_gil(), Python/ceval_gil.c)."""
+"""A thread that waits for a lock with a shorter time limit is in the middle of an operation, mostly of a bytecode:
+CPython's threads wait for the interpreter lock (GIL) for 5 ms at a time (take_gil(), Python/ceval_gil.c)."""
 
 _EVENTS = frozenset({NR.poll, NR.ppoll, NR.select, NR.pselect6, NR.epoll_wait, NR.epoll_pwait, NR.epoll_pwait2})
-"""In these the loop of a thread waits for its next event."""
+"""The calls in which an event loop waits for its next event."""
 _FUTEX_WAIT, _FUTEX_WAIT_BITSET, _FUTEX_COMMAND, _FUTEX_CLOCK_REALTIME = 0, 9, 0x7F, 256  # include/uapi/linux/futex.h
 _TIMESPEC = struct.Struct("<qq")
 
 
 class StoppedThread(Protocol):
-    """What is asked of a thread that ptrace has stopped."""
+    """A thread that ptrace has stopped."""
 
     @property
     def named(self) -> array[int]:
-        """Its registers; a call that was restarted has its own number."""
+        """Its registers. A restarted call has its original number instead of that of restart_syscall."""
 
 
 class Rest:
-    """Looks at a process each time that it is stopped, until it may stay so."""
+    """Examines a process each time that it is stopped, until it is at rest and may stay stopped."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
@@ -51,16 +52,16 @@ class Rest:
         """The futex and the stack pointer of each thread that waited for a lock at the last look."""
 
     def is_reached(self, pid: int, threads: Mapping[int, StoppedThread]) -> bool:
-        """Look at the stopped threads of a process by their ids; whether they may stay stopped.
+        """Examine the stopped threads of a process, by thread id. Return whether they may stay stopped.
 
-        They may when all of them rest. Some never do, as they compute: then those must rest that sometimes wait for
-        events, and nobody may wait for a lock for a moment.
+        They may if all of them wait. Some never do, since they compute all the time. Then it is enough if those that
+        have ever waited for events do so now, and no thread waits for a lock for just a moment.
         """
         self._looks += 1
         calls = {tid: thread.named for tid, thread in threads.items() if _is_in_call(thread.named)}
         waiting = {tid for tid, registers in calls.items() if registers[ORIG_RAX] in _EVENTS}
         locks = {tid: (r[RDI], r[RSP]) for tid, r in calls.items() if r[ORIG_RAX] == NR.futex}
-        # The threads stop one after the other: who has begun to wait may have got its lock from one that stopped later.
+        # Threads stop one after the other: one that began to wait may have got its lock from one that stopped later.
         short = {tid for tid, lock in locks.items() if self._locks.get(tid) != lock or not _waits_long(pid, calls[tid])}
         self._loops |= waiting
         self._locks = locks
@@ -72,7 +73,7 @@ class Rest:
 
     @property
     def pause(self) -> float:
-        """Seconds to let the process run until the next look: they grow, and have no common measure with its own."""
+        """Seconds to let the process run until the next look. They grow, so as not to keep step with its own rhythm."""
         return float(min(0.001 * 1.6**self._looks, 0.07))
 
 

@@ -1,15 +1,15 @@
 """A copy-on-write snapshot of a frozen process's memory: a forked process that never runs.
 
-The target must not notice a child. So a helper, which shares the target's memory, closes its copies of all descriptors
-(else a pipe would stay open for as long as we write), forks the snapshot, and exits; the target's thread waits for the
-helper in the same batch. The snapshot is now an orphan and belongs to the subreaper or to PID 1, not to the target.
-Both have exit signal 0: no SIGCHLD.
+The target must not notice a child. So the target first creates a helper, which shares its memory. The helper closes its
+copies of all descriptors (otherwise a pipe would stay open while the snapshot is written), forks the snapshot, and
+exits. The target's thread waits for the helper in the same batch. The snapshot is then an orphan: a child of the
+subreaper or of PID 1, not of the target. Both have exit signal 0, so the target gets no SIGCHLD.
 
-The copies that are made for the snapshot may exhaust memory. Then the kernel is to kill the snapshot, not the target
-(oom_score_adj 1000, which takes no privilege).
+Copy-on-write may exhaust memory. Then the kernel shall kill the snapshot, not the target (oom_score_adj 1000, which
+needs no privilege).
 
-The snapshot is born stopped, traced by us, and dies with us (PTRACE_O_EXITKILL). If it ever runs, because the dumper
-died before that option was set, it exits.
+The snapshot is created stopped and traced by the dumper, and dies with it (PTRACE_O_EXITKILL). If it ever runs, because
+the dumper died before that option was set, it exits.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class Snapshot:
     def __init__(self, injection: Injection, *, fork: bool = True, watch: Watch | None = None) -> None:
         """
         Args:
-            injection: into the process.
-            fork: False: make only a userfaultfd.
-            watch: what to do with a userfaultfd of the target's memory; None: make none.
+            injection: the injection into the process.
+            fork: whether to fork a snapshot; if not, only a userfaultfd is created.
+            watch: what to do with a userfaultfd of the target's memory; None: do not create one.
         """
         self.pid = 0
         """The process to read memory from instead of the target; 0 if the kernel did not allow the fork."""
@@ -137,7 +137,7 @@ class Snapshot:
                 deliver = signal.SIGSYS
             ptrace.resume(helper, ptrace.CONT if stops >= _STOPS_BEFORE_FORK else ptrace.SYSCALL, deliver)
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGSYS:
-            self._failure = "a system-call filter (seccomp) killed who was to make it"
+            self._failure = "a system-call filter (seccomp) killed the helper process that forks it"
 
     def let_go(self) -> None:
         """Kill the snapshot, whose memory is not needed any more. Its exit takes a while: `end` waits for it."""
@@ -160,7 +160,7 @@ class Snapshot:
 
 
 def _without_exit_signal(pid: int, tid: int) -> list[int]:
-    """The children of a thread that were made as ours are: their exit tells nobody (field 38 of proc_pid_stat(5))."""
+    """The children of a thread that have exit signal 0 (field 38 of proc_pid_stat(5)), as helper and snapshot do."""
     found = []
     for child in procfs.children(pid, [tid]):
         with suppress(ProcessLookupError, FileNotFoundError):

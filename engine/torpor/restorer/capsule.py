@@ -59,10 +59,10 @@ class Namespaces(IntFlag):
 
 @dataclass(frozen=True)
 class Setting:
-    """Where a job will live: its namespaces, and how it gets its PIDs."""
+    """How a job will run: in which namespaces, and how it gets its PIDs."""
 
     namespaces: Namespaces
-    """Empty if the job will live among the host's processes."""
+    """Empty if the job gets no namespaces of its own."""
     monotonic_ns: int = 0
     """Offset of CLOCK_MONOTONIC in the time namespace."""
     boottime_ns: int = 0
@@ -71,9 +71,10 @@ class Setting:
     hold_filters_off: bool = False
     """Whether to suspend the seccomp filters that are installed during the build until the tree runs."""
     joined: frozenset[int] = frozenset()
-    """The ids of the tree's former session and process groups that others still have; init's own replace them."""
+    """The ids of the tree's former session and process groups that other processes still have. The tree joins those of
+    init instead."""
     walk: Walk | None = None
-    """How the tree gets its PIDs from a user who may not choose them; None if they are chosen."""
+    """How the tree gets its PIDs if the user may not choose them; None if they are chosen."""
 
     @property
     def trace_options(self) -> int:
@@ -115,9 +116,9 @@ class Waiting:
         self.pid = pid
         """In this process's PID namespace. Paths below its /proc/PID/root are on the mounts of the job."""
         self.ids = ids
-        """The ids that exist in its user namespace; None if it is in this process's user namespace."""
+        """The uids and gids that exist in its user namespace; None if it is in this process's user namespace."""
         self.gone = False
-        """Whether it has become init; from then on `prepare` does not kill it."""
+        """Whether it has become init: then `prepare` does not kill it any more."""
         self.status_fd, self.own_status_fd = status_fds
         self._gate = gate
         self._reports, self._writer = reports
@@ -141,10 +142,10 @@ class Waiting:
         return Init(self.pid, self.status_fd, self.own_status_fd)
 
     def hear(self, stage: int) -> None:
-        """Wait until it reports that it has reached a stage.
+        """Wait until it reports that it has reached a stage of its start.
 
         Raises:
-            NotPermitted, RestoreFailed: it failed on the way.
+            NotPermitted, RestoreFailed: it failed before that.
         """
         _hear(self._reports, self.pid, stage)
 
@@ -161,11 +162,11 @@ def prepare(
     witness: bool = False,
     trace: bool = True,
 ) -> Iterator[Waiting]:
-    """Make namespaces with a process in them that can become init; kill it at exit if it did not.
+    """Create namespaces with a process in them that can become init. At exit it is killed if it did not become init.
 
     Args:
         setting: the namespaces.
-        child: the PID of init's main child, whose signals and end init passes on; 0 for none.
+        child: the PID of init's main child, to which init forwards signals and whose end it reports; 0 for none.
         base: the lowest number for its end of the status pipe.
         program: a program for init to start as its child: path, argv[0], arguments.
         environment: the environment of the program.
@@ -265,7 +266,7 @@ def launch(
 
 
 def tried_ids() -> Mapped | None:
-    """Make a capsule to find out which ids it has; return None if none can be made."""
+    """Create a capsule to find out which uids and gids exist in it. Return None if no capsule can be created."""
     try:
         with prepare(Setting(Namespaces.USER | Namespaces.PID | Namespaces.MOUNT), 0, trace=False) as waiting:
             return waiting.ids
@@ -302,7 +303,7 @@ def _run_helper(spawn: Any, asked: Mapping[Kind, list[range]], gate: int, report
         gate, reports: this process's ends of the pipes.
 
     Returns:
-        The ids that exist in its user namespace; None if they were mapped wrongly, and the helper was killed.
+        The uids and gids that exist in its user namespace; None if they were mapped wrongly: then the helper is killed.
 
     Raises:
         NotPermitted, RestoreFailed: it failed on the way.

@@ -26,10 +26,10 @@ _FORWARDED = frozenset(signal.valid_signals()) - {
     signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP,
     signal.SIGABRT, signal.SIGSYS, signal.SIGPIPE,
 }  # fmt: skip
-"""Signals that a foreground process passes on to its job; not those that report a fault of itself."""
+"""Signals that a foreground process forwards to its job; not those that report a fault of this process itself."""
 _STOPS = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
 _STOP_SECONDS, _STOP_STEP = 10.0, 0.01
-"""Seconds that a job may take to stop after one of these, and between two looks at it."""
+"""Seconds that a job may take to stop after one of these signals, and seconds between two checks."""
 _living_on: set[int] = set()
 """The PIDs of inits that outlived their jobs, and have not been waited for yet."""
 
@@ -44,15 +44,15 @@ class Job:
     tree_pid: int
     """The PID of the root in this process's PID namespace, for `torpor.checkpoint`; 0 if it ended at once."""
     warnings: tuple[str, ...] = ()
-    """What differs from before the checkpoint."""
+    """Messages for the user: what is different from before the checkpoint."""
     _told: int | None = field(default=None, init=False)
-    """What init has written: a wait status, perhaps with _LIVES_ON; -1 if it was killed before."""
+    """What init has reported: a wait status, perhaps with _LIVES_ON; -1 if init was killed before it could report."""
     _killed: bool = field(default=False, init=False)
-    """Whether init was sent SIGKILL: then it does not live on."""
+    """Whether init was sent SIGKILL: then it does not outlive the root of the tree."""
     _code: int | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        """Have SIGCHLD tell of the end of the job, as of a child's: in a capsule its init may live on."""
+        """Have SIGCHLD report the end of the job, as for a child: in a capsule, init itself may live on after that."""
         fcntl.fcntl(self.init.status_fd, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(self.init.status_fd, fcntl.F_SETSIG, signal.SIGCHLD)
         fcntl.fcntl(self.init.status_fd, fcntl.F_SETFL, fcntl.FASYNC)
@@ -61,7 +61,7 @@ class Job:
     def pid(self) -> int:
         """A PID that lives as long as the job: a signal sent to it reaches the tree's root.
 
-        In a capsule it lives on for what the root has left in the background, which then gets what is sent to it.
+        In a capsule it lives on while the root's background processes do. Then signals sent to it reach those.
         """
         return self.init.pid
 
@@ -113,13 +113,14 @@ class Job:
         return before
 
     def foreground(self, hear: Callable[[int], bool] | None = None) -> int:
-        """Act for the job until it ends: pass on every signal that this process gets. They stay blocked.
+        """Stand in for the job until it ends: forward every signal that this process gets. The signals stay blocked.
 
         If Ctrl-Z stops the job, this process stops as well, for the shell that waits for it. Call this from the main
         thread of a program that does nothing else. Returns what `wait` returns.
 
         Args:
-            hear: called with every signal by who manages the job's terminal; returns whether to keep it from the job.
+            hear: called with every signal, for the code that relays the job's terminal. If it returns True, the signal
+                is not forwarded.
         """
         heard = _FORWARDED - (self.hold_signals().ignored - {signal.SIGCHLD})
         self._bear_witness()
@@ -194,7 +195,7 @@ class Job:
         return self._code
 
     def _hear(self, timeout: int | None) -> int | None:
-        """What init has told by now; None if nothing."""
+        """What init has reported by now; None if nothing."""
         poller = select.poll()  # select() cannot take descriptors from 1024 on
         poller.register(self.init.status_fd, select.POLLIN)
         if not poller.poll(timeout):

@@ -1,6 +1,7 @@
-"""The last calls of a built tree, by a `syscall` instruction of each process's own code.
+"""The last system calls of a built tree, by a `syscall` instruction in each process's own code.
 
-When the scratch mapping goes, nothing of the restorer is left in a process: what it calls then, it calls by itself.
+The last call unmaps the scratch mapping. After that, no code of the restorer is left in the process. So these calls
+cannot use the interpreter in that mapping.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ def unmap_scratch(processes: Sequence[Built], scratch: range, tables: int) -> No
     a system-call stop is not one.
 
     Args:
-        processes: those that are built.
+        processes: the processes of the tree.
         scratch: the addresses of the scratch mapping.
-        tables: where in it the arguments of calls may lie.
+        tables: the address in it where the arguments of calls may be placed.
     """
     called = _make_last_calls(processes, tables)
     unmap = Call(NR.munmap, (scratch.start, len(scratch)), 0, "unmapping the scratch mapping")
@@ -45,7 +46,11 @@ def unmap_scratch(processes: Sequence[Built], scratch: range, tables: int) -> No
 
 
 def _make_last_calls(processes: Sequence[Built], tables: int) -> dict[int, Task]:
-    """Let threads make the calls after which no int3 may follow, all signals blocked; return those that had any."""
+    """Let threads make the calls after which they must not execute int3, with all signals blocked.
+
+    Returns:
+        The threads that had such calls, by thread id.
+    """
     left = [
         (process, task, thread.last)
         for process in processes
@@ -74,7 +79,7 @@ def _make_last_calls(processes: Sequence[Built], tables: int) -> dict[int, Task]
 
 
 def _by_own_code(works: Sequence[tuple[Built, Task, Call]]) -> None:
-    """Let threads make one call each, by a `syscall` of the process's own code; leave them in the exit stop."""
+    """Let threads make one call each, by a `syscall` in the process's own code. They stay in the syscall-exit stop."""
     for process, task, call in works:
         registers = array("Q", task.registers)
         registers[RIP] = _syscall_instruction(task, image_of(process).memory)
@@ -102,7 +107,7 @@ def _wait_syscall(task: Task) -> None:
 
 
 def _syscall_instruction(task: Task, space: pb.AddressSpace) -> int:
-    """Find a `syscall` instruction: in the vDSO, or without one in the program or a library."""
+    """Find a `syscall` instruction: in the vDSO, or if there is none, in the program or a library."""
     if vdso.has_code(space):
         code = memory.read(task.tid, space.vdso, space.vdso_end - space.vdso)
         return space.vdso + code.index(SYSCALL)

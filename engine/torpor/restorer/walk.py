@@ -1,8 +1,8 @@
 """The walk: give a tree its PIDs where the user may not choose them, by cloning when the kernel's next PID is right.
 
-Processes and threads are created in the order in which their PIDs come. A child must be created by its own parent,
-before or after the parent's setsid() as it was, so some wait for others. A PID that was missed comes again in the next
-round through all PIDs.
+Processes and threads are created in the order in which the kernel assigns their PIDs. A child must be created by its
+own parent, and before or after the parent's setsid() as it was at first. So some have to wait for others. A PID that
+was missed comes again in the next round through all PIDs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The checkpoints of kernels: what is known of each, and what is kept with it."""
+"""The checkpoints of kernels: the record of each, and the files that are kept with it."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ class Checkpoints:
     """The checkpoints of one server's kernels. All methods belong to the server's event loop."""
 
     def __init__(self, registry: Registry, workers: Workers, emit: Callable[[str, str], None]) -> None:
-        """Read nothing yet; `emit` is called with a kernel's id and what became of its checkpoints."""
+        """Read nothing yet. `emit` is called with a kernel's id and the name of an event about its checkpoints."""
         self._registry, self._workers, self._emit = registry, workers, emit
         self._records, self._store = registry.records, registry.store
         self.notebooks = Attachments(self._records.folder / "notebooks", SUFFIX, "the notebook")
         self.variables = Attachments(self._records.folder / "variables", ".json", "the list of variables")
         self.cells = Attachments(self._records.folder / "cells", ".json", "what running cells have said")
         self._unwritten: dict[str, CheckpointRecord] = {}
-        """Of checkpoints that are in the store, but there was no room to write down what is known of them."""
+        """Records of checkpoints that are in the store, for which the store had no room."""
 
     def add(self, record: CheckpointRecord, notebook: str, variables: str, cells: str = "") -> None:
-        """Write down what is known of a new checkpoint. Trouble with the store is told in the log.
+        """Write the record of a new checkpoint, and its files. An error is only logged.
 
-        The kernel is safe, and may have ended: that is no reason to fail.
+        The snapshot itself is safe, and the kernel's process may have ended: so this must not fail.
         """
         try:
             if cells:

@@ -1,6 +1,6 @@
-"""This server's own connections to a kernel: websockets' channels, and those by which it watches the kernel.
+"""This server's own connections to a kernel: the channels of websockets, and those by which it watches the kernel.
 
-A kernel that was woken may hand over to none of them: see `torpor_jupyter.kernels.gate`.
+A woken kernel may ignore all of them until they reconnect under new identities: see `torpor_jupyter.kernels.gate`.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from torpor_jupyter.kernels.registry import Registry
 from torpor_jupyter.kernels.workers import Workers
 
 LATE_SECONDS = 1.0
-"""How long after a kernel said that it is done with a request its reply may come: kernels send it before."""
+"""How long after a kernel's "idle" status the reply to a request may arrive: kernels send the reply first."""
 
 
 class Connections:
     """The connections of one server to its kernels. All methods belong to its event loop."""
 
     def __init__(self, registry: Registry, workers: Workers, listener: Listener) -> None:
-        """Look at none yet."""
+        """Begin without connections."""
         self._registry, self._workers, self.listener = registry, workers, listener
         self._waiting: set[asyncio.Task[None]] = set()
 
     def move(self, kernel_id: str, provisioner: TorporProvisioner, connection: dict[str, Any]) -> None:
-        """The kernel had other ports at that time: everyone must connect anew."""
+        """Give a kernel the ports that it had at the checkpoint, and let all clients connect anew."""
         self._registry.manager.stop_watching_activity(kernel_id)
         provisioner.take_connection(connection)
         self._registry.manager._kernel_ports[kernel_id] = self._registry.kernel_manager(kernel_id).ports
@@ -51,10 +51,10 @@ class Connections:
         return Counter(getattr(manager, f"{channel}_port") for channel in channels)
 
     async def reconnect_clients(self, kernel_id: str, record: CheckpointRecord, process: KernelProcess | None) -> None:
-        """Let clients be heard by a kernel that was woken and may hand over to nobody: see torpor_jupyter.kernels.gate.
+        """Reconnect the clients of a woken kernel that may ignore their new connections: see the `gate` module.
 
-        One in the middle of a cell learns that the old connections are dead when the cell is done, or when it waits for
-        a person's line.
+        A kernel in the middle of a cell notices that the old connections are dead only when the cell is done, or when
+        it waits for a user's input.
         """
         gate = self._registry.gate(kernel_id)
         gate.uncertain = {id: {"status": "ok"} for id in record.outstanding}
@@ -66,7 +66,7 @@ class Connections:
                 reconnect(stream.socket for name, stream in channels.items() if name == "stdin")
 
     async def _rename_clients(self, kernel_id: str) -> None:
-        """Let this server's sockets to a kernel connect anew under other names, while requests wait."""
+        """Reconnect this server's sockets to a kernel under new identities, while requests wait."""
         manager = self._registry.kernel_manager(kernel_id)
         with self._registry.gate(kernel_id).hold():
             for channels in self._channels(kernel_id):

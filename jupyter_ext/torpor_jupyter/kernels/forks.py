@@ -1,11 +1,11 @@
 """Forks: a second kernel from a checkpoint, beside the first, with ports and a key of its own.
 
-The image is woken with every listener at a new port, which no one knows yet. Then, by a request signed with the old
-key, ipykernel is told its new ports and its new key; that it took them is seen by the signature of its answer. Only
-then the server, and with it everyone else, hears of the new kernel. If a step fails, the new process is ended.
+The image is woken with every listener at a new port, which no client knows yet. Then a request, signed with the old
+key, gives ipykernel its new ports and its new key. It signs its answer with the new key: this shows that it has taken
+them. Only then the server and its clients learn of the new kernel. If a step fails, the new process is ended.
 
-Only an idle kernel of IPython can be told: of another one it is not known where it keeps its ports, and what a cell
-prints that runs at that moment would belong to the notebook of the first.
+This works only with an idle ipykernel. Where other kernels keep their ports is not known. And if a cell were running,
+its output would belong to the notebook of the first kernel.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ ANSWER_SECONDS = 20.0
 TRIES = 3
 """A port that is free at one moment may be taken at the next."""
 MORE_PORTS = 1
-"""Listeners of ipykernel besides the five of its connection file: what its forks print goes there."""
+"""How many listeners ipykernel has besides the five of its connection file: one, for the output of its child processes.
+"""
 
 
 @dataclass(frozen=True)
 class WokenProcess:
-    """A process from a checkpoint that does not know yet that it is another kernel now."""
+    """A process that was woken from a checkpoint, and has not got its identity as a second kernel yet."""
 
     process: KernelProcess
     ports: dict[int, int]
@@ -43,7 +44,7 @@ class WokenProcess:
 
 
 def check(record: CheckpointRecord) -> None:
-    """Say by what is known of a checkpoint that it cannot be forked. Raises Unsuitable."""
+    """Raise Unsuitable if the record of a checkpoint shows that it cannot be forked."""
     kind = record.kernel_info.get("implementation", ipython.IMPLEMENTATION)
     if kind != ipython.IMPLEMENTATION:
         raise Unsuitable(
@@ -99,18 +100,18 @@ async def give_identity(
 
     Args:
         woken: the kernel.
-        record: of the checkpoint.
-        key: the new one.
+        record: the record of the checkpoint.
+        key: the new key.
         file: the connection file that the server will write for it.
         notebook: the path of its notebook.
-        logs: of these, the one that takes its standard output and error as yet.
-        log: the one that is to take it.
+        logs: log files, one of which is its standard output and error now.
+        log: the log file that shall replace it.
 
     Returns:
-        What will be in its connection file.
+        The content of its connection file.
 
     Raises:
-        Unsuitable: it is a kernel that cannot be forked; it must be ended.
+        Unsuitable: the kernel cannot be forked; the caller must end its process.
     """
     connection = record.connection | {name: woken.ports[record.connection[name]] for name in PORTS}
     values = {
@@ -135,7 +136,7 @@ async def give_identity(
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that nobody has."""
+    """Find ports that are free now."""
     with ExitStack() as stack:
         found = [stack.enter_context(socket.socket()) for _ in range(count)]
         for sock in found:

@@ -1,4 +1,4 @@
-"""Hears for pages that have gone what their cells still say and ask, and gives it to the page that comes."""
+"""Receive the output and input requests of cells whose pages have gone, and give them to the next page."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torpor_jupyter.kernels.transcript import Cell, Transcript
 
 
 class Listener:
-    """What one server hears of its kernels. All methods belong to its event loop."""
+    """Receives messages of one server's kernels for pages that have gone. All methods belong to its event loop."""
 
     def __init__(self, registry: Registry, emit: Callable[[str, str], None]) -> None:
-        """Listen to each kernel that the server's manager begins to watch; `emit` is told when one asks for a line."""
+        """Listen to each kernel that the server's manager begins to watch. `emit` is called when one asks for input."""
         self._registry, self._emit, self._manager = registry, emit, registry.manager
         self._stdin: dict[tuple[str, str], Any] = {}
-        """Streams in the place of those that pages had, by kernel and session: there a kernel asks for a line."""
+        """The stdin streams that replace those of pages that have gone, by kernel and session."""
         manager: Any = self._manager
         watch, stop_watching = manager.start_watching_activity, manager.stop_watching_activity
         stop_buffering = manager.stop_buffering
@@ -37,7 +37,7 @@ class Listener:
             kept = manager._kernel_buffers.get(kernel_id)
             stream = kept["channels"].pop("stdin", None) if kept else None
             stop_buffering(kernel_id)
-            if kept:  # a page has come that has another session
+            if kept:  # a page with another session has connected
                 for parts in (parts for channel, parts in kept["buffer"] if channel == "stdin"):
                     self._hear(kernel_id, "stdin", parts, self._session(kernel_id))
                 self.stand_in(kernel_id, kept["session_key"].partition(":")[2], stream)
@@ -63,9 +63,9 @@ class Listener:
         return any(not cell.done and cell.request.get("session") == session for cell in cells)
 
     def stand_in(self, kernel_id: str, session: str, stream: Any = None) -> None:
-        """Hear what a kernel asks the page of a session that has gone, if a cell of it still runs.
+        """Receive a kernel's input requests for a page that has gone, if a cell of its session still runs.
 
-        By the page's own stream, if it is given: to another one what is asked before it is connected would be lost.
+        The page's own stream is used, if it is given: a new one would lose requests that come before it is connected.
         """
         known = kernel_id in self._manager and (kernel_id, session) not in self._stdin
         if not (known and session and self.awaits(kernel_id, session)):
@@ -79,7 +79,7 @@ class Listener:
         self._stdin[kernel_id, session] = stream
 
     def returns(self, kernel_id: str, session: str) -> None:
-        """The page of a session is there again, or needs nobody any more."""
+        """Close the stream for a session: its page is connected again, or none of its cells runs any more."""
         if stream := self._stdin.pop((kernel_id, session), None):
             stream.close(linger=0)
 
@@ -89,14 +89,14 @@ class Listener:
                 self.returns(known, session)
 
     def streams(self, kernel_id: str) -> list[Any]:
-        """The streams in the place of pages'."""
+        """The streams for pages of a kernel that have gone."""
         return [stream for (known, _), stream in self._stdin.items() if known == kernel_id]
 
     def load(self, kernel_id: str, text: str, running: list[str]) -> None:
-        """Continue with what an earlier server has heard, before the kernel is woken."""
+        """Before a kernel is woken, continue with the messages that an earlier server has received."""
         state = self._registry.state(kernel_id)
         if text and not state.said.cells:
-            with suppress(KeyError, TypeError, ValueError):  # of another version: as it was without
+            with suppress(KeyError, TypeError, ValueError):  # written by another version: do without them
                 state.said = Transcript.of(text, running)
         for cell in state.said.cells.values():
             session = cell.request.get("session", "")

@@ -1,4 +1,4 @@
-"""What is done to a kernel, step by step: saved, parked, woken, ended. The engine works in a thread of its own."""
+"""The operations on a kernel, step by step: save, park, wake, fork, discard. The engine works in its own thread."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ from torpor_jupyter.kernels.state import Cancelled, Operation, Unsuitable, as_js
 from torpor_jupyter.kernels.workers import Workers
 
 JOURNAL = "-journal"
-"""In the name of SQLite's rollback journals."""
+"""Part of the name of SQLite's rollback journals."""
 TRIES = 4
-"""How often a kernel is tried to be saved that is refused for what may pass: a file that is being replaced, say."""
+"""How often a save is tried again if the reason for its refusal may pass (a file that is being replaced, say)."""
 AGAIN_SECONDS = 0.2
 REPLY_SECONDS = 5.0
 """How long a kernel that was idle may take for its first answer."""
 IDLE_SECONDS = 1.0
-"""How long what a kernel says on its iopub channel may take to the server, which may have much else to do."""
+"""How long a message on a kernel's iopub channel may take to reach the server, which may be busy."""
 FD_OF = re.compile(r"process (\d+) \(.*?\), fd (\d+) ")
-"""What a reason is about, if that is a descriptor."""
+"""The subject of a reason, if that is a descriptor: PID and number."""
 TEXT = 1000
-"""Characters of a tag's value that are kept; the store takes 1024."""
+"""How many characters of a tag's value to keep; the store accepts 1024."""
 
 
 class Operations:
-    """What is done to the kernels of one server, one at a time for each. All methods belong to its event loop."""
+    """The operations on one server's kernels, one at a time for each kernel. All methods belong to its event loop."""
 
     def __init__(
         self,
@@ -57,13 +57,13 @@ class Operations:
         workers: Workers,
         emit: Callable[[str, str], None],
     ) -> None:
-        """Do nothing yet; `emit` is called with a kernel's id and what becomes of it."""
+        """Do nothing yet. `emit` is called with a kernel's id and the name of an event."""
         self._registry, self._checkpoints, self._connections = registry, checkpoints, connections
         self._notebooks, self._workers, self._emit, self._log = notebooks, workers, emit, registry.log
 
     @asynccontextmanager
     async def begin(self, kernel_id: str, doing: str) -> AsyncIterator[Operation]:
-        """While it lasts, nothing else is done to the kernel. Raises NotFound, and Unsuitable when something is."""
+        """Begin an operation; until it ends, no other may begin. Raises NotFound; Unsuitable if one is in progress."""
         state = self._registry.state(kernel_id)
         if state.operation:
             raise Unsuitable(
@@ -83,10 +83,10 @@ class Operations:
         state.operation = None
 
     def cancel(self, kernel_id: str) -> dict[str, Any]:
-        """Give up what is being done to a kernel: it will be as before. What is done already stays done.
+        """Cancel the operation on a kernel: the kernel will be as before. What is finished already is not undone.
 
         Raises:
-            NotFound, Unsuitable: no such kernel; nothing is being done to it.
+            NotFound, Unsuitable: there is no such kernel, or no operation on it is in progress.
         """
         self._registry.provisioner(kernel_id)
         operation = self._registry.state(kernel_id).operation
@@ -177,7 +177,7 @@ class Operations:
     async def _listing(self, kernel_id: str) -> str:
         """The variables of an idle kernel of IPython, as text; empty for others. The gate is shut."""
         manager = self._registry.kernel_manager(kernel_id)
-        if not self._registry.gate(kernel_id).unanswered:  # what it says of its last cell may be on its way
+        if not self._registry.gate(kernel_id).unanswered:  # its message that it is idle again may be in transit
             await _hear(lambda: manager.execution_state != "busy")
         idle = self._registry.is_idle(kernel_id)
         if not idle or kernel_info_of(manager).get("implementation") != ipython.IMPLEMENTATION:
@@ -185,7 +185,7 @@ class Operations:
         asked = manager.last_activity
         try:
             listing = await ipython.list_variables(json_connection(manager.get_connection_info()))
-            # That it is idle again is on its way still: it is not to be saved with the kernel.
+            # Its message that it is idle again may be in transit: wait, so that it is not saved with the kernel.
             await _hear(lambda: manager.execution_state == "idle" and manager.last_activity != asked)
             return listing
         except ipython.NoAnswer as error:
@@ -193,7 +193,7 @@ class Operations:
             return ""
 
     async def _named(self, kernel_id: str, pid: int, error: TorporError) -> TorporError:
-        """A refusal that names the variables which hold what it is refused for, if an idle IPython knows them."""
+        """Add the names of the variables that hold refused descriptors to a refusal, if an idle IPython knows them."""
         if not isinstance(error, Refused):
             return error
         found = {reason: FD_OF.match(reason.subject) for reason in error.reasons}
@@ -253,10 +253,10 @@ class Operations:
 
         Args:
             kernel_id: the kernel.
-            operation: told the progress.
+            operation: notes the progress.
             info: the snapshot.
-            record: what is known of it.
-            again: it may have gone on from there already.
+            record: the record of the checkpoint.
+            again: whether the kernel may have gone on from this checkpoint before.
             files: as for `torpor.restore`.
         """
         operation.done = operation.total = 0
@@ -282,7 +282,7 @@ class Operations:
             first=is_io_thread,
             connected=connected,
             files=files,
-            # What it was is kept there; of its shared memory the names would be in the way.
+            # The parked state stays in its snapshot. But its named shared memory would be in the way of this one's.
             instead_of=state.parked if state.parked != info.id else None,
             series=state.series,
         )
@@ -291,7 +291,7 @@ class Operations:
             provisioner.adopt(KernelProcess(job.tree_pid, job=job))
         except ProcessLookupError:
             raise RestoreFailed("the kernel ended as soon as it was woken", advice="see its log") from None
-        try:  # it lives, whatever happens now: what waits for it must not wait for ever
+        try:  # it lives, whatever fails now: `finally` opens the gate, so that no request waits for ever
             if state.parked:
                 await self._workers.run(self._registry.unpin, state.parked)
             manager.execution_state = record.execution_state
@@ -356,14 +356,14 @@ class Operations:
         return fork
 
     async def _new_history(self, manager: Any, record: CheckpointRecord) -> None:
-        """Let IPython begin a new session in its database of cells.
+        """Let IPython begin a new session in its history database.
 
-        The database did not go back with the kernel: the next cell's number is there already, and IPython would say so
-        in the middle of that cell's output.
+        The database did not go back with the kernel. It has the number of the next cell already, and IPython would
+        print a warning about that into the cell's output.
         """
         if record.kernel_info.get("implementation") != ipython.IMPLEMENTATION:
             return
-        try:  # a busy one takes it up when its cell is done
+        try:  # a busy kernel handles the request when its cell is done
             seconds = REPLY_SECONDS if record.execution_state == "idle" else 0.0
             await ipython.run_code(json_connection(manager.get_connection_info()), ipython.NEW_HISTORY, seconds=seconds)
         except ipython.NoAnswer as error:
@@ -371,7 +371,7 @@ class Operations:
                 self._log.warning("Kernel %s: %s", record.kernel_id, error)
 
     async def discard(self, kernel_id: str, provisioner: TorporProvisioner, record: CheckpointRecord) -> None:
-        """End a kernel without keeping it, and let its manager wait for another."""
+        """End a kernel's process without saving it. The kernel then counts as parked in the checkpoint of `record`."""
         state = self._registry.state(kernel_id)
         state.gate.close()
         provisioner.parked = True
@@ -383,7 +383,7 @@ class Operations:
 
 
 async def _hear(said: Callable[[], bool]) -> None:
-    """Wait until a kernel has said something, but not for long: it may not come."""
+    """Wait until a message of a kernel has arrived, at most IDLE_SECONDS: it may not come."""
     deadline = time.monotonic() + IDLE_SECONDS
     while not said() and time.monotonic() < deadline:
         await asyncio.sleep(0.001)
@@ -396,16 +396,16 @@ async def _end(process: KernelProcess) -> None:
 
 
 def _when_possible(save: Callable[[], SnapshotInfo]) -> SnapshotInfo:
-    """Save a process: once more if what it is refused for may have passed.
+    """Save a process. If it is refused, try again while the reasons may pass.
 
-    A journal of SQLite that is there at one moment and gone at the next is refused by the engine.
+    For example, the engine refuses a process during an SQLite transaction, while the rollback journal exists.
     """
     refused: list[Refused] = []
     while True:
         try:
             return save()
         except Refused as error:
-            # What stands in the way for the second time stays there; a journal comes and goes.
+            # A reason that comes for the second time will stay; only journals come and go.
             lasting = {str(reason) for reason in error.reasons if JOURNAL not in reason.subject}
             known = {str(reason) for earlier in refused for reason in earlier.reasons}
             refused.append(error)

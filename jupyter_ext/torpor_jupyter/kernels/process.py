@@ -1,4 +1,4 @@
-"""The process of a kernel, held by a pidfd: a child of this server, woken by it, or left by one that is gone."""
+"""The process of a kernel, held by a pidfd: a child of this server, woken by it, or left by an earlier server."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from torpor_jupyter.data.records import ProcessId
 class KernelProcess:
     """A living kernel.
 
-    Whether it lives is asked of a pidfd and never of waitpid(2): while the engine traces a child of ours, any waitpid
-    of ours would take the stops that the engine waits for.
+    A pidfd, never waitpid(2), shows whether it lives: while the engine traces a child of this server, a waitpid here
+    would consume the ptrace stops that the engine waits for.
     """
 
     def __init__(self, pid: int, *, child: subprocess.Popen[bytes] | None = None, job: Job | None = None) -> None:
         """Hold a process; raises ProcessLookupError when it has ended and been reaped.
 
         Args:
-            pid: the kernel's own, as this process sees it.
-            child: if this process started it, or its torpor-init.
-            job: if this process woke it.
+            pid: the kernel's PID in the PID namespace of this process.
+            child: the child process, if this process started the kernel or its torpor-init.
+            job: the job, if this process woke the kernel.
         """
         self.pid = pid
         self.id = ProcessId.of(pid)
@@ -37,7 +37,7 @@ class KernelProcess:
 
     @classmethod
     def below(cls, init: subprocess.Popen[bytes]) -> KernelProcess:
-        """Hold the child of a torpor-init that this process has started just now; of one that has ended, itself."""
+        """Hold the child of a torpor-init that this process has just started; if init has ended, hold init itself."""
         while not os.waitid(os.P_PID, init.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             with suppress(FileNotFoundError, ProcessLookupError):
                 if (below := children(init.pid)) and _runs_another(below[0], init.pid):
@@ -47,29 +47,29 @@ class KernelProcess:
 
     @classmethod
     def adopt(cls, process: ProcessId) -> KernelProcess:
-        """Adopt one that a server which is gone has left. Raises ProcessLookupError."""
+        """Adopt the kernel process that an earlier server has left. Raises ProcessLookupError if it is gone."""
         if not process.exists():
             raise ProcessLookupError(f"process {process.pid} is not that kernel any more")
         return cls(process.pid)
 
     def poll(self) -> int | None:
-        """Its exit code when it has ended (0 when only its parent was told), None while it lives."""
+        """Its exit code if it has ended (0 if another process is its parent and got the code), None while it lives."""
         if self._code is None and _ended(self._pidfd):
             self._code = self._reap()
             os.close(self._pidfd)
         return self._code
 
     def signal_group(self, number: int) -> None:
-        """Send a signal to the kernel and what it started. Raises ProcessLookupError."""
+        """Send a signal to the kernel's process group. Raises ProcessLookupError if the kernel has ended."""
         if self.poll() is not None:
             raise ProcessLookupError(f"process {self.pid} has ended")
         try:
             os.killpg(os.getpgid(self.pid), number)
-        except PermissionError:  # one of the group is not ours (sudo): the kernel itself is
+        except PermissionError:  # a process of the group has another user (sudo): signal the kernel alone
             pidfd_send_signal(self._pidfd, number)
 
     def kill(self) -> None:
-        """End it, and what it started in its process group."""
+        """Kill it and its process group."""
         with suppress(ProcessLookupError):
             self.signal_group(signal.SIGKILL)
 
@@ -82,10 +82,10 @@ class KernelProcess:
 
 
 def _runs_another(pid: int, init: int) -> bool:
-    """Whether a process runs another program than its init: it is a copy of it at first."""
+    """Whether a process runs another program than its init: before its execve() it is a copy of init."""
     try:
         return os.readlink(f"/proc/{pid}/exe") != os.readlink(f"/proc/{init}/exe")
-    except PermissionError:  # of a program with other rights
+    except PermissionError:  # a program with other privileges
         return True
 
 

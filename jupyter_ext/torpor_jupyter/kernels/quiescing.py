@@ -1,8 +1,9 @@
-"""The TCP sockets of a kernel: when nothing is on its way any more, and when everyone is connected again.
+"""The TCP sockets of a kernel: wait until no data is in transit, or until all clients are connected again.
 
-ZeroMQ drops what is queued for a connection that dies. So at a freeze the kernel's own threads stand still first, and
-ZeroMQ's I/O threads run on until the sockets are empty; at a wake they run first, until every client is back.
-Both are read from /proc/net/tcp (proc(5)): bytes sent and not acknowledged, bytes received and not read.
+ZeroMQ drops the messages that are queued for a connection when it dies. So a freeze stops the kernel's own threads
+first, and lets ZeroMQ's I/O threads run until the sockets are empty. A wake lets the I/O threads run first, until every
+client is connected. Both states are read from /proc/net/tcp (proc(5)): bytes that are sent but not acknowledged, and
+bytes that are received but not read.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from torpor import processes
 from torpor.errors import CheckpointFailed
 
 QUIET = 0.02
-"""Seconds without a byte on its way after which nothing more is to come: ZeroMQ hands a message on in microseconds."""
+"""Seconds without data in transit after which none is expected: ZeroMQ passes a message on within microseconds."""
 PATIENCE = 10.0
 """Seconds for the sockets to become empty."""
 RECONNECT_PATIENCE = 10.0
-"""Seconds for all clients to be back: ZeroMQ tries every 0.1 s (ZMQ_RECONNECT_IVL)."""
+"""Seconds for all clients to reconnect: ZeroMQ tries every 0.1 s (ZMQ_RECONNECT_IVL)."""
 SETTLE_PATIENCE = 0.5
-"""Seconds for the threads of a kernel that waits to have seen what has become of their connections."""
+"""Seconds for the threads of a waiting kernel to notice that their connections are dead."""
 _INTERVAL = 0.004
 _ESTABLISHED, _LISTEN = 0x01, 0x0A  # include/net/tcp_states.h
 PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
@@ -36,7 +37,7 @@ def is_io_thread(name: str) -> bool:
 
 
 class KernelSockets:
-    """What goes to and from the ports of one kernel. Only TCP is seen: of other transports it knows nothing."""
+    """The traffic at the ports of one kernel. Only TCP can be observed; with another transport no port is watched."""
 
     def __init__(self, connection: Mapping[str, object]) -> None:
         """Watch the ports of a kernel's connection file."""
@@ -44,9 +45,9 @@ class KernelSockets:
         self.ports = {port for name in PORTS if tcp and isinstance(port := connection.get(name), int)}
 
     def wait_drained(self, pid: int) -> None:
-        """Wait until the I/O threads of a process sleep and nothing is on its way. For `LastToStop.drained`.
+        """Wait until the I/O threads of a process sleep and no data is in transit. For `LastToStop.drained`.
 
-        Raises CheckpointFailed when it does not become quiet.
+        Raises CheckpointFailed if that does not happen within PATIENCE seconds.
         """
         if not self._quiet(lambda: _sleep(pid, is_io_thread), PATIENCE):
             raise CheckpointFailed(
@@ -55,7 +56,11 @@ class KernelSockets:
             )
 
     def wait_connected(self, expected: Mapping[int, int]) -> bool:
-        """Wait until each port has as many connections as expected, and their greetings are read; whether it is so."""
+        """Wait until each port has the expected number of connections, with their handshakes read.
+
+        Returns:
+            False if that did not happen within RECONNECT_PATIENCE seconds.
+        """
         return self._quiet(lambda: not Counter(expected) - self._connections(), RECONNECT_PATIENCE)
 
     def _quiet(self, also: Callable[[], bool], patience: float) -> bool:
@@ -79,7 +84,7 @@ class KernelSockets:
 
 
 def debugger_outside(pid: int) -> int | None:
-    """debugpy's adapter that a process is connected to and that is no descendant of it, if there is one.
+    """The PID of debugpy's adapter, if a process is connected to one that is not its descendant.
 
     The adapter leaves its parent and its session (debugpy/adapter/__main__.py).
     """
@@ -98,7 +103,7 @@ def debugger_outside(pid: int) -> int | None:
 
 
 def _inodes(pid: int) -> set[str]:
-    """What the links of a process's descriptors say; of one that is closed meanwhile nothing."""
+    """The link targets in /proc/PID/fd. A descriptor that is closed meanwhile is left out."""
     found = set()
     for fd in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(FileNotFoundError):
@@ -130,14 +135,14 @@ def _listeners(ports: Collection[int]) -> list[tuple[int, int]]:
 
 
 def _queued(ports: Collection[int]) -> int:
-    """Bytes on their way, and connections that nobody has taken yet."""
+    """The number of bytes in transit, plus connections that were not accepted yet."""
     return sum(queued for _, _, _, queued, _ in _sockets(ports))
 
 
 def _sockets(ports: Collection[int] | None = None) -> list[tuple[int, int, int, int, int]]:
-    """Of the sockets that have one of these ports at one of their ends, or of all.
+    """The TCP sockets with one of these ports at one end, or all of them.
 
-    Local port, remote port, state, bytes queued (for a listening one: connections to be accepted), and inode.
+    Each as local port, remote port, state, bytes queued (of a listener: connections to be accepted), and inode.
     """
     found = []
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
@@ -159,7 +164,7 @@ def _sockets(ports: Collection[int] | None = None) -> list[tuple[int, int, int, 
 
 
 def wait_settled(pid: int) -> None:
-    """Wait until all threads of a process sleep, and have done so for a moment; for one that works, not for long."""
+    """Wait until all threads of a process have slept for QUIET seconds, at most SETTLE_PATIENCE seconds in all."""
     deadline = time.monotonic() + SETTLE_PATIENCE
     since = time.monotonic()
     while (now := time.monotonic()) < min(since + QUIET, deadline):
@@ -169,7 +174,7 @@ def wait_settled(pid: int) -> None:
 
 
 def _sleep(pid: int, which: Callable[[str], bool]) -> bool:
-    """Whether those threads of a process sleep whose names are such."""
+    """Whether all threads of a process sleep that have a matching name."""
     for task in Path(f"/proc/{pid}/task").iterdir():
         try:
             name, _, rest = (task / "stat").read_text(errors="replace").partition("(")[2].rpartition(") ")

@@ -1,4 +1,4 @@
-"""Which kernels a server has and their state: remembered, written down, and found again by the next server."""
+"""The kernels of a server and their state: kept in memory, recorded in the store, and found by the next server."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from torpor_jupyter.kernels.quiescing import listening_process
 from torpor_jupyter.kernels.state import State, Unsuitable
 
 TAG = "jupyter-kernel"
-"""The tag of a snapshot that says whose checkpoint it is."""
+"""The tag of a snapshot that has the id of its kernel."""
 PARKED = "jupyter-parked"
-"""The tag of a snapshot with which its kernel's process was ended."""
+"""The tag of a snapshot whose kernel was parked: its process was ended."""
 
 
 class Registry:
     """The kernels of one server. All methods belong to the server's event loop."""
 
     def __init__(self, manager: AsyncMappingKernelManager, sessions: SessionManager, store: Store, log: Logger) -> None:
-        """Know no kernel yet.
+        """Begin without kernels.
 
         Args:
-            manager: the server's.
-            sessions: the server's.
-            store: where snapshots go; the records lie beside them.
-            log: the server's.
+            manager: the server's kernel manager.
+            sessions: the server's session manager.
+            store: the store for snapshots; the records are kept beside them.
+            log: the server's log.
         """
         self.manager, self.sessions, self.store, self.log = manager, sessions, store, log
         self.records = Records(Path(store.path) / "jupyter")
@@ -50,20 +50,20 @@ class Registry:
         self._returning: dict[str, Returning] = {}
         self._server = ProcessId.of(os.getpid())
         self.parks_at_stop = True
-        """Whether a stop of the server parks what lives."""
+        """Whether a stop of the server parks the living kernels."""
         self.leaves_unsaved = True
-        """Whether what cannot be parked then is left to live on."""
+        """Whether a kernel that cannot be parked then lives on without the server."""
 
     # ------------------------------------------------------------------------------------ for the provisioner
 
     def returning(self, kernel_id: str) -> Returning | None:
-        """Whether the kernel that is about to be started comes back instead."""
+        """How a kernel comes back that Jupyter is about to start; None if it really has to be started."""
         return self._returning.pop(kernel_id, None)
 
     def log_file(self, kernel_id: str) -> int:
-        """A new descriptor of the file that takes what a kernel writes to its standard output and error.
+        """Open the file for a kernel's standard output and error; return a new descriptor.
 
-        Where the store cannot be written, that is told in the log, and the kernel starts without.
+        If the store cannot be written, log that, and return a descriptor of /dev/null.
         """
         path = self.log_path(kernel_id)
         try:
@@ -78,11 +78,11 @@ class Registry:
             return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
 
     def log_path(self, kernel_id: str) -> Path:
-        """Where that file is."""
+        """The path of the file of `log_file`."""
         return self.records.folder / "logs" / f"{kernel_id}.log"
 
     def remember(self, provisioner: TorporProvisioner) -> None:
-        """Write down a living kernel. Trouble with the store is told in the log: the kernel works without."""
+        """Record a living kernel in the store. An error is only logged: the kernel works without a record."""
         try:
             self.records.write(self._record(provisioner))
         except TorporError as error:
@@ -91,9 +91,9 @@ class Registry:
             )
 
     async def settled(self, kernel_id: str) -> None:
-        """Give up what is being done to a kernel that is to end, and wait until it is over.
+        """Before a kernel is ended: cancel the operation on it, wait until that is over, and hold its gate shut.
 
-        What has waited for the kernel is not for this process any more, which may not come to it.
+        The old process must not get the requests that wait.
         """
         state = self._states.get(kernel_id)
         if state and not state.ending:
@@ -104,7 +104,7 @@ class Registry:
             await asyncio.sleep(0.02)
 
     def begin_anew(self, kernel_id: str) -> None:
-        """A kernel has a new process, in which nothing of the old one is: it was started again."""
+        """Handle a restart: the kernel has a new process, with nothing of the old one in it."""
         if (old := self._states.pop(kernel_id, None)) is None:
             return
         old.series.close()
@@ -118,7 +118,7 @@ class Registry:
             old.gate.open()
 
     def forget(self, kernel_id: str) -> None:
-        """A kernel has ended for good; its checkpoints stay."""
+        """Forget a kernel that has ended for good. Its checkpoints stay."""
         state = self._states.pop(kernel_id, None)
         if state and state.parked:
             self.unpin(state.parked)
@@ -129,14 +129,14 @@ class Registry:
             self.log.warning("Kernel %s has ended, and the store still has its record: %s", kernel_id, error)
 
     def pin(self, id: str, pinned: bool) -> None:
-        """Keep the snapshot of a parked kernel from `torpor prune`. Trouble with the store is told in the log."""
+        """Protect the snapshot of a parked kernel from `torpor prune`, or stop that. An error is only logged."""
         try:
             self.store.pin(id, pinned)
         except TorporError as error:
             self.log.warning("%s", error)
 
     def unpin(self, id: str) -> None:
-        """No kernel is parked in a checkpoint any more: it stays pinned if a person has pinned it."""
+        """Unpin a checkpoint in which no kernel is parked any more, unless a user has pinned it."""
         try:
             pinned = self.records.read(CheckpointRecord, id).pinned
         except TorporError:
@@ -145,7 +145,7 @@ class Registry:
             self.pin(id, False)
 
     def remove_unused_log(self, kernel_id: str) -> None:
-        """Remove the log of a kernel that is gone, once no checkpoint has it open any more."""
+        """Remove the log of a kernel that is gone, unless a checkpoint or another kernel still has it open."""
         for record in (*self.records.all(CheckpointRecord), *self.records.all(KernelRecord)):
             if isinstance(record, TorporError) or kernel_id in (record.log, getattr(record, "kernel_id", record.id)):
                 return
@@ -159,7 +159,7 @@ class Registry:
         provisioner = self.provisioner(kernel_id)
         state = self.state(kernel_id)
         operation = state.operation
-        # One that is told to be parked can be woken at once: not a moment later, when the operation has ended.
+        # During an operation report the state before it: a kernel that is reported as parked can be woken at once.
         condition = state.condition if operation else self.condition(kernel_id)
         return condition | {
             "id": kernel_id,
@@ -176,7 +176,7 @@ class Registry:
         }
 
     def condition(self, kernel_id: str) -> dict[str, Any]:
-        """Of what `describe` tells, what an operation changes. Raises NotFound."""
+        """The fields of `describe` that an operation changes. Raises NotFound."""
         provisioner, state = self.provisioner(kernel_id), self.state(kernel_id)
         return {
             "state": "parked" if state.parked else "living",
@@ -190,7 +190,7 @@ class Registry:
         }
 
     def _at_stop(self, provisioner: Any, state: State) -> str:
-        """What a stop of the server would make of a kernel, as far as that is known."""
+        """What a stop of the server would do to a kernel, as far as is known: "parked", "living" or "ended"."""
         if state.parked or (self.parks_at_stop and not state.unsaved and isinstance(provisioner, TorporProvisioner)):
             return "parked"
         leaves = self.parks_at_stop and self.leaves_unsaved
@@ -201,7 +201,7 @@ class Registry:
         return [self.describe(kernel_id) for kernel_id in self.manager.list_kernel_ids()]
 
     def is_idle(self, kernel_id: str) -> bool:
-        """Whether a kernel has nothing to do: it says so, and no browser that is there waits for its answer."""
+        """Whether a kernel is idle: it says so, and no connected browser waits for its answer."""
         gate = self.gate(kernel_id)
         if self.kernel_manager(kernel_id).execution_state != "idle":
             return False
@@ -213,7 +213,7 @@ class Registry:
         return self.state(kernel_id).gate
 
     def state(self, kernel_id: str) -> State:
-        """What is remembered of a kernel."""
+        """The state of a kernel."""
         return self._states.setdefault(kernel_id, State())
 
     # ------------------------------------------------------------------------------------------ over a restart
@@ -233,11 +233,12 @@ class Registry:
                 try:
                     if self._belongs_here(record):
                         await self.register(record)
-                except Exception as error:  # a kernelspec that is gone, ports in use: the others still come back
+                except Exception as error:  # its kernelspec is gone, or a port is in use: go on with the others
                     self.log.warning("Kernel %s cannot come back: %s", record.id, error)
 
     def _reconciled(self, record: KernelRecord) -> KernelRecord:
-        """What is true of a kernel whose server may have been killed after a deed and before it was written down."""
+        """Correct the record of a kernel whose server was killed after it had parked or woken it, and before it could
+        record that."""
         gone = not (record.server and record.server.exists())
         if record.parked and gone and (pid := listening_process(record.connection)) is not None:
             self.log.info("Kernel %s was woken, and lives as process %d", record.id, pid)
@@ -279,7 +280,7 @@ class Registry:
         return any(_below(path, self.manager.root_dir) for path in places)
 
     async def register(self, record: KernelRecord, process: KernelProcess | None = None) -> None:
-        """Make a kernel that comes back one of the server's; `process` is what it lives in, if that is known."""
+        """Register a kernel that comes back with the server's managers; `process` is its process, if known."""
         if process is None and record.process and not record.parked:
             process = KernelProcess.adopt(record.process)
         state = self.state(record.id)
@@ -318,7 +319,7 @@ class Registry:
         self.log.info("Kernel %s is back, %s", record.id, "parked" if record.parked else "alive")
 
     def as_parked(self, record: CheckpointRecord) -> KernelRecord:
-        """A kernel that is gone, as if it had been parked in a checkpoint of its own."""
+        """The record of a kernel that is gone, as if it had been parked in this checkpoint."""
         return KernelRecord(
             record.kernel_id,
             record.kernel_name,
@@ -334,20 +335,20 @@ class Registry:
 
     @contextmanager
     def claimed(self, kernel_id: str) -> Iterator[str]:
-        """Hold a parked kernel against other servers; its snapshot. Raises NotFound: another one was quicker."""
+        """Reserve a parked kernel for this server, and yield its snapshot. Raises NotFound if another was faster."""
         try:
             record = self.records.read(KernelRecord, kernel_id)
             unwritten = record.server == self._server and not record.parked
         except NotFound:
             unwritten = True
-        if unwritten:  # there was no room to write down that it is parked: no other server can know
+        if unwritten:  # the store had no room for the record that it is parked: no other server can know of it
             yield self.state(kernel_id).parked
             return
         with self.records.claimed(kernel_id) as claimed:
             yield claimed.snapshot
 
     def can_be_left(self, kernel_id: str) -> bool:
-        """Whether the next server finds a kernel that this one leaves, parked or alive: it is written down."""
+        """Whether the next server will find a kernel, parked or alive, if this one leaves it: its record is written."""
         provisioner = self.provisioner(kernel_id)
         if not isinstance(provisioner, TorporProvisioner):
             return False
@@ -363,17 +364,17 @@ class Registry:
             return False
 
     def release(self, kernel_id: str, *, lives: bool) -> None:
-        """Forget a kernel without shutting it down: it is parked, lives on, or is another server's now."""
+        """Forget a kernel without shutting it down: it is parked, lives on, or belongs to another server now."""
         kernel = self.kernel_manager(kernel_id)
         kernel.stop_restarter()
         self.manager.stop_watching_activity(kernel_id)
-        if not lives:  # else it is reached by this file, which may be another server's now
+        if not lives:  # a living kernel is reached by this file, perhaps by another server
             kernel.cleanup_connection_file()
         self.manager.remove_kernel(kernel_id)
         self._states.pop(kernel_id, None)
 
     def update_sessions(self) -> None:
-        """Write down which notebooks use which kernels, where that has changed; let go what another server woke."""
+        """Record which notebooks use which kernels, if that has changed. Release kernels that another server woke."""
         for kernel_id in self.manager.list_kernel_ids():
             provisioner, state = self.provisioner(kernel_id), self.state(kernel_id)
             if not isinstance(provisioner, TorporProvisioner) or state.operation:
@@ -397,7 +398,7 @@ class Registry:
     # ------------------------------------------------------------------------------------------ small things
 
     def provisioner(self, kernel_id: str) -> Any:
-        """What starts and ends a kernel. Raises NotFound."""
+        """The provisioner of a kernel, which starts and ends it. Raises NotFound."""
         if kernel_id not in self.manager:
             raise NotFound(f"there is no kernel {kernel_id}")
         return self.kernel_manager(kernel_id).provisioner
@@ -407,7 +408,7 @@ class Registry:
         return self.manager.get_kernel(kernel_id)
 
     def suitable(self, kernel_id: str) -> TorporProvisioner:
-        """The provisioner of a kernel that Torpor can save; it takes over one that Jupyter has started by itself.
+        """The provisioner of a kernel that Torpor can save. It takes over a kernel that Jupyter itself has started.
 
         Raises NotFound, and Unsuitable for a kernel of another provisioner.
         """
@@ -420,7 +421,7 @@ class Registry:
         return provisioner
 
     def is_managed(self, kernel_id: str) -> bool:
-        """Whether Torpor started the kernel, or was asked by a person to do something with it."""
+        """Whether Torpor started the kernel, or has taken it over because a user asked for an operation on it."""
         return isinstance(self.provisioner(kernel_id), TorporProvisioner)
 
     def sessions_of(self, kernel_id: str) -> list[SessionRecord]:
@@ -433,7 +434,7 @@ class Registry:
         ]
 
     def contents_path(self, path: str) -> str | None:
-        """A path as the contents API has it; None when it is not below this server's root."""
+        """A path in the form of the contents API; None if it is not below this server's root."""
         return os.path.relpath(path, self.manager.root_dir) if _below(path, self.manager.root_dir) else None
 
     def _record(self, provisioner: TorporProvisioner) -> KernelRecord:
@@ -467,7 +468,7 @@ def can_be_taken_over(provisioner: Any) -> bool:
 
 
 def kernel_info_of(manager: Any) -> dict[str, Any]:
-    """What a kernel said of itself when the first browser connected; empty when none has."""
+    """The kernel_info_reply from when the first browser connected; empty if none has."""
     known = getattr(manager, "_kernel_info_future", None)
     if not known or not known.done() or known.cancelled() or known.exception():
         return {}

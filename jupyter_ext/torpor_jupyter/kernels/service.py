@@ -1,7 +1,7 @@
-"""The kernels of a server that Torpor looks after: saved, parked, woken, taken back to a checkpoint.
+"""The actions on the kernels of a server: save, park, wake, go back to a checkpoint, fork.
 
-A kernel is *living* (it has a process) or *parked* (it is in a snapshot, and its manager thinks it alive). While
-something is done to it, requests wait at its Gate. The engine works in a thread of its own, one kernel at a time.
+A kernel is *living* (it has a process) or *parked* (it is in a snapshot, and its manager thinks that it lives). During
+an operation, requests to the kernel wait at its Gate. The engine works in its own thread, on one kernel at a time.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from torpor_jupyter.kernels.workers import Workers
 
 
 class Service:
-    """Looks after the kernels of one server. All methods belong to the server's event loop."""
+    """Manages the kernels of one server. All methods must be called in the server's event loop."""
 
     def __init__(
         self,
@@ -43,15 +43,15 @@ class Service:
         log: Logger,
         emit: Callable[[str, str], None] = lambda kernel_id, what: None,
     ) -> None:
-        """Look after the kernels of a kernel manager.
+        """Manage the kernels of a kernel manager.
 
         Args:
-            manager: the server's.
-            sessions: the server's.
+            manager: the server's kernel manager.
+            sessions: the server's session manager.
             contents: the server's contents manager.
-            store: where snapshots go; the records lie beside them.
-            log: the server's.
-            emit: called with a kernel's id and what became of it.
+            store: the store for snapshots; the records are kept beside them.
+            log: the server's log.
+            emit: called with a kernel's id and the name of an event.
         """
         self.log, self._emit = log, emit
         self.workers = Workers()
@@ -64,16 +64,16 @@ class Service:
             self.registry, self.checkpoints, self.connections, self.notebooks, self.workers, emit
         )
         self.when_saved: Callable[[str], None] = lambda kernel_id: None
-        """Called with a kernel's id when it was saved."""
+        """Called with a kernel's id after it was saved."""
         self.when_cell_ended: Callable[[str, float], None] = lambda kernel_id, seconds: None
-        """Called with a kernel's id and how long the cell took."""
+        """Called with a kernel's id and the duration of the cell in seconds."""
         setattr(manager, SERVICE, self)
 
     async def save(self, kernel_id: str, *, name: str = "", note: str = "", reason: str = "") -> dict[str, Any]:
-        """Keep a living kernel as a checkpoint; it runs on.
+        """Save a living kernel in a checkpoint; it runs on.
 
         Raises:
-            NotFound, Unsuitable: no such kernel; it is parked, or was not started by Torpor.
+            NotFound, Unsuitable: there is no such kernel, or it is parked, or was not started by Torpor.
             TorporError: as `torpor.checkpoint`; the kernel runs on.
         """
         async with self.operations.begin(kernel_id, "saving") as operation:
@@ -84,7 +84,7 @@ class Service:
         return self.checkpoints.describe(info)
 
     async def park(self, kernel_id: str, *, name: str = "", reason: str = "parked") -> dict[str, Any]:
-        """Keep a living kernel as a checkpoint and end its process; for its notebook it waits. Raises as `save`."""
+        """Save a living kernel in a checkpoint and end its process. To its notebook it seems busy. Raises as `save`."""
         async with self.operations.begin(kernel_id, "parking") as operation:
             await self.operations.park(kernel_id, operation, name=name, reason="" if name else reason)
         self._emit(kernel_id, "parked")
@@ -92,15 +92,15 @@ class Service:
         return self.registry.describe(kernel_id)
 
     async def resume(self, kernel_id: str, *, files_as_they_are: bool = False) -> dict[str, Any]:
-        """Wake a parked kernel: it goes on where it was, and gets the requests that waited for it.
+        """Wake a parked kernel: it continues where it was, and gets the requests that waited for it.
 
         Args:
             kernel_id: the kernel.
-            files_as_they_are: also when files that it has open were changed in place since.
+            files_as_they_are: wake it even if files that it has open were changed in place since.
 
         Raises:
-            NotFound, Unsuitable: no such kernel; it is not parked.
-            TorporError: as `torpor.restore`; it stays parked.
+            NotFound, Unsuitable: there is no such kernel, or it is not parked.
+            TorporError: as `torpor.restore`; the kernel stays parked.
         """
         state = self.registry.state(kernel_id)
         self.registry.provisioner(kernel_id)
@@ -124,25 +124,25 @@ class Service:
         notebook: bool = False,
         files_as_they_are: bool = False,
     ) -> dict[str, Any]:
-        """Take a kernel back to a checkpoint, in place; what it is now is kept as a checkpoint before.
+        """Take a kernel back to a checkpoint, in place. Its present state is saved in a checkpoint before.
 
-        A kernel that is no longer there comes back under its id.
+        A kernel that is gone comes back under its id.
 
         Args:
             kernel_id: the kernel.
             id: one of its checkpoints.
-            discard: do not keep what it is now; for a kernel that cannot be kept as it is.
-            notebook: bring the notebook's file back, too. What it is now is kept with the checkpoint of what the kernel
-                is now; where there is none, in a file beside it.
-            files_as_they_are: also when files that the kernel had open were changed in place since.
+            discard: do not save the present state; for a kernel that cannot be saved.
+            notebook: also bring the notebook's file back. Its present content is kept with the checkpoint of the
+                present state; if there is none, in a file beside the notebook.
+            files_as_they_are: do so even if files that the kernel had open were changed in place since.
 
         Returns:
-            As `describe`, with ``undo``, the checkpoint of what it was; with ``notebook``, the path that was brought
-            back, and ``notebook_kept``, the path of the file beside it.
+            As `describe`, with ``undo``, the id of the checkpoint of the former state. With `notebook` also
+            ``notebook``, the path that was brought back, and ``notebook_kept``, the path of the file beside it.
 
         Raises:
-            NotFound: no such checkpoint.
-            Unsuitable: it has no notebook that could be brought back.
+            NotFound: there is no such checkpoint.
+            Unsuitable: the checkpoint has no notebook that could be brought back.
             TorporError: as `torpor.checkpoint` and `torpor.restore`; the kernel is as before, or parked.
         """
         info, record = await self.checkpoints.find(kernel_id, id)
@@ -171,7 +171,7 @@ class Service:
                 try:
                     await self.operations.wake(kernel_id, operation, info, record, again=True, files=files)
                 except TorporError:
-                    operation.cancelled = False  # what it was comes back, whoever waits
+                    operation.cancelled = False  # waking the former state must not be cancelled
                     _, kept = await self.checkpoints.find(kernel_id, before.id)
                     await self.operations.wake(kernel_id, operation, before, kept, again=False)
                     raise
@@ -184,12 +184,12 @@ class Service:
         return answer
 
     def _notebook_of(self, record: CheckpointRecord) -> str | None:
-        """Where the notebook of a checkpoint's kernel is now: it may have been renamed since."""
+        """The present path of the notebook of a checkpoint's kernel: it may have been renamed since."""
         sessions = self.registry.sessions_of(record.kernel_id)
         return self.registry.contents_path(sessions[0].path if sessions else record.notebook)
 
     async def _bring_back(self, path: str, text: str, before: SnapshotInfo | None) -> dict[str, Any]:
-        """Write a notebook, with what is there now kept somewhere."""
+        """Write a notebook. Its present content is kept in a file beside it, unless the checkpoint `before` has it."""
         now = await self.notebooks.read(path)
         kept = None
         if now and now != text and not (before and self.checkpoints.notebooks.kept(before.id) == now):
@@ -206,16 +206,16 @@ class Service:
         Args:
             kernel_id: the first kernel, living, parked or gone.
             id: one of its checkpoints.
-            path: of the copy, as the contents API has it; by default one beside the notebook.
-            files_as_they_are: also when files that the kernel had open were changed in place since.
+            path: the path of the copy, in the form of the contents API; by default one beside the notebook.
+            files_as_they_are: fork it even if files that the kernel had open were changed in place since.
 
         Returns:
             The new ``kernel``, the ``path`` of the copy and the id of their ``session``; these two are None for a
             kernel without a notebook below this server's folder.
 
         Raises:
-            NotFound: no such checkpoint.
-            Unsuitable: its kernel cannot be forked, or something is at the path already.
+            NotFound: there is no such checkpoint.
+            Unsuitable: its kernel cannot be forked, or the path exists already.
             TorporError: as `torpor.restore`. The first kernel is not touched.
         """
         info, record = await self.checkpoints.find(kernel_id, id)
@@ -240,12 +240,12 @@ class Service:
         return {"kernel": self.registry.describe(fork.id), "path": path, "session": session}
 
     def take_cells(self, kernel_id: str, session: str) -> list[dict[str, Any]]:
-        """Give a page the cells of pages that have gone, with all that the kernel has said of them. Raises NotFound."""
+        """Give a page the cells of pages that have gone, with the kernel's messages about them. Raises NotFound."""
         self.registry.provisioner(kernel_id)
         return self.listener.take(kernel_id, session)
 
     def interrupt_parked(self, kernel_id: str) -> bool:
-        """Give up the cells that wait for a parked kernel; whether it is parked, and nothing can be interrupted."""
+        """If a kernel is parked, abort the cells that wait for it. Return whether it is parked."""
         state = self.registry.state(kernel_id)
         if not state.parked:
             return False
@@ -256,7 +256,7 @@ class Service:
     # ------------------------------------------------------------------------------------------ the server's end
 
     async def park_all(self, reason: str) -> None:
-        """Park what lives, one after the other; why one cannot be kept is told in the log."""
+        """Park all living kernels, one after the other. If one cannot be saved, log why."""
         for kernel_id in self.registry.manager.list_kernel_ids():
             while self.registry.state(kernel_id).operation:
                 await asyncio.sleep(0.02)
@@ -269,13 +269,13 @@ class Service:
                     await self.park(kernel_id, reason=reason)
                 except TorporError as error:
                     self.log.warning("Kernel %s cannot be saved: %s", kernel_id, error)
-                except Exception:  # whatever is wrong with one, the others are kept, and the server ends
+                except Exception:  # an error with one kernel must not keep the others from being saved
                     self.log.exception("Kernel %s cannot be saved", kernel_id)
 
     async def leave(self) -> None:
-        """The server stops: park what lives; what is parked, or cannot be, is left to the next server.
+        """Before the server stops: park the living kernels. The next server finds those that are parked, or live on.
 
-        What remains Jupyter ends.
+        Jupyter ends all others.
         """
         registry = self.registry
         if registry.parks_at_stop:
@@ -293,7 +293,7 @@ class Service:
                 self.log.exception("Kernel %s cannot be left to the next server", kernel_id)
 
     def close(self) -> None:
-        """Give up the threads."""
+        """End the worker threads."""
         self.workers.close()
 
 

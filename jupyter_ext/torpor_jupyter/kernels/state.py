@@ -1,4 +1,4 @@
-"""What a server remembers of a kernel that Torpor looks after."""
+"""The state that a server keeps in memory for each kernel that Torpor manages."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from torpor_jupyter.kernels.transcript import Transcript
 
 
 class Unsuitable(TorporError):
-    """What was asked does not fit the state that the kernel is in. It was not touched."""
+    """The request does not fit the kernel's present state. The kernel was not touched."""
 
     exit_code = 10
 
 
 class Cancelled(TorporError):
-    """Somebody did not want to wait for it. The kernel is as it was before."""
+    """The user has cancelled the operation. The kernel is as it was before."""
 
     exit_code = 10
 
 
 def as_json(error: TorporError) -> dict[str, Any]:
-    """An error for the REST API: the reason as the message, what to do next beside it."""
+    """An error as JSON for the REST API."""
     reasons = error.reasons if isinstance(error, (Refused, RestoreRefused)) else ()
     return {
         "message": str(error),
@@ -40,19 +40,19 @@ def as_json(error: TorporError) -> dict[str, Any]:
 
 @dataclass
 class Operation:
-    """What is being done to a kernel."""
+    """An operation on a kernel that is in progress."""
 
     doing: str
     """``saving``, ``parking``, ``waking``, ``restoring``, ``forking``."""
     began_ns: int = field(default_factory=time.time_ns)
     done: int = 0
     total: int = 0
-    """Bytes of memory done, and in all; 0 while unknown."""
+    """Bytes of memory: done so far, and in all. 0 while unknown."""
 
     cancelled: bool = False
 
     def progress(self, done: int, total: int) -> None:
-        """For the engine; called from its threads. Raises Cancelled to stop it."""
+        """Note the progress. The engine calls this from its threads. Raises Cancelled to stop it."""
         self.done, self.total = done, total
         if self.cancelled:
             raise Cancelled(f"{self.doing} was cancelled")
@@ -60,29 +60,29 @@ class Operation:
 
 @dataclass
 class State:
-    """What the server remembers of one kernel."""
+    """The state of one kernel."""
 
     gate: Gate = field(default_factory=Gate)
     said: Transcript = field(default_factory=Transcript)
     series: Series = field(default_factory=Series)
-    """Its checkpoints since this server knows it: the next one reads what was written since the last."""
+    """Its checkpoints since this server knows it: the next one reads only memory that was written since the last."""
     operation: Operation | None = None
     condition: dict[str, Any] = field(default_factory=dict)
-    """While something is done to it: what is told of its state, which changes only with the end."""
+    """During an operation: the condition that is reported (`Registry.condition`), as it was before the operation."""
     ending: bool = False
-    """It is being ended: its gate is held shut for good, or until it has a new process."""
+    """Whether it is being ended. Then its gate is held shut, for good or until it has a new process."""
     parked: str = ""
-    """The snapshot that it is parked in."""
+    """The id of the snapshot that it is parked in; empty if it is living."""
     parked_ns: int = 0
     execution_state: str = "idle"
-    """While parked: what it did."""
+    """While parked: its execution state (idle, busy) at that time."""
     unsaved: dict[str, Any] | None = None
-    """Why it could not be saved when that was tried last, as the REST API has errors, and when: ``at_ns``."""
+    """Why the last attempt to save it failed, as an error of the REST API, and when (``at_ns``); None if it did not."""
     head: str = ""
-    """The checkpoint that it was last saved in or taken back to."""
+    """The id of the checkpoint that it was last saved in, or taken back to."""
     log: str = ""
-    """Of a fork: the kernel whose log processes may have open that it had started before."""
+    """Of a fork: the id of the kernel whose log may still be open in processes that were started before the fork."""
     saved_at: float = field(default_factory=time.monotonic)
-    """When it was last saved, or first seen; by time.monotonic()."""
+    """When it was last saved, or first seen (time.monotonic())."""
     saved_cells: int = 0
-    """How many cells had been sent to it then."""
+    """How many cells had been sent to it by then."""

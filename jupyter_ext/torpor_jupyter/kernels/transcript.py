@@ -1,7 +1,7 @@
-"""What a kernel says of the cells that it runs, kept for a page that comes later.
+"""The messages of a kernel about the cells that it runs, kept for a page that connects later.
 
-Jupyter keeps it only for a page that comes back under its old session to the same server. A page that was reloaded has
-another session, and on the next server nobody has the old one.
+Jupyter itself keeps them only for a page that reconnects to the same server with its old session. A reloaded page has a
+new session, and so has every page on the next server.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from jupyter_client.jsonutil import json_default
 
 KEPT = 4 << 20
-"""Bytes that are kept of what one cell has said, and of all that are done; what was said first goes first."""
+"""The most bytes of messages to keep for one cell, and for all cells that are done. The oldest are dropped first."""
 PARTS = ("header", "parent_header", "metadata", "content")
 
 
@@ -24,13 +24,13 @@ class Cell:
     request: dict[str, Any]
     """The header of the request."""
     cell: str
-    """Its id in the notebook; empty if the page did not tell it."""
+    """Its id in the notebook; empty if the page did not give it."""
     code: str
     owner: str
     """The session of the page that shows it."""
     done: bool = False
     dropped: int = 0
-    """How many messages went because they were too many."""
+    """How many messages were dropped because they were too many."""
     messages: list[dict[str, Any]] = field(default_factory=list)
     size: int = 0
 
@@ -43,7 +43,7 @@ class Cell:
             self.dropped += 1
 
     def as_json(self) -> dict[str, Any]:
-        """For the REST API."""
+        """The cell as JSON for the REST API."""
         messages = [{key: message[key] for key in (*PARTS, "channel")} for message in self.messages]
         known = {"request": self.request, "cell": self.cell, "code": self.code, "done": self.done}
         answer: dict[str, Any] = json.loads(
@@ -53,15 +53,15 @@ class Cell:
 
 
 class Transcript:
-    """The cells of one kernel that run, wait to run, or were not shown by any page since."""
+    """The cells of one kernel that run, wait to run, or have ended while no page showed them."""
 
     def __init__(self) -> None:
-        """No cell yet."""
+        """Begin without cells."""
         self.cells: dict[str, Cell] = {}
 
     @classmethod
     def of(cls, text: str, running: list[str]) -> Transcript:
-        """Those of a text that `as_text` gave which still run. Raises ValueError for another text."""
+        """Read a text of `as_text`, and keep the cells that still run. Raises ValueError for another text."""
         found = cls()
         for one in json.loads(text):
             cell = Cell(one["request"], one["cell"], one["code"], owner="")
@@ -72,13 +72,13 @@ class Transcript:
         return found
 
     def as_text(self) -> str:
-        """What is to be kept with a kernel that is parked; empty if no cell runs."""
+        """The cells that run, as text to keep with a parked kernel; empty if none runs."""
         running = [cell.as_json() for cell in self.cells.values() if not cell.done]
         return json.dumps(running) if running else ""
 
     def begin(self, request: dict[str, Any], cell: str, code: str) -> None:
-        """A page has asked for a cell to be run."""
-        done = {id: known.size for id, known in self.cells.items() if known.done}  # and no page may ever come
+        """Note a cell that a page has asked the kernel to run."""
+        done = {id: known.size for id, known in self.cells.items() if known.done}  # a page for them may never come
         for id in list(done):
             if sum(done.values()) > KEPT:
                 done.pop(id)
@@ -86,7 +86,7 @@ class Transcript:
         self.cells[request["msg_id"]] = Cell(request, cell, code, owner=request.get("session", ""))
 
     def hear(self, channel: str, message: dict[str, Any], size: int) -> Cell | None:
-        """The kernel said something; the cell of which it said it."""
+        """Keep a message of the kernel. Return the cell that it belongs to, None if there is none that is not done."""
         cell = self.cells.get((message["parent_header"] or {}).get("msg_id", ""))
         if cell is None or cell.done:
             return None
@@ -96,6 +96,6 @@ class Transcript:
         return cell
 
     def answered(self) -> None:
-        """A person has given the line that the kernel asked for."""
+        """Drop the kernel's requests for input: a user has entered the line."""
         for cell in self.cells.values():
             cell.messages = [message for message in cell.messages if message["channel"] != "stdin"]

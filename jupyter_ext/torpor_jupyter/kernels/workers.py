@@ -1,4 +1,4 @@
-"""The threads in which the engine works and the store is read, so that the server's event loop goes on."""
+"""The threads in which the engine works and the store is read, so that the server's event loop is not blocked."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ T = TypeVar("T")
 
 
 class Workers:
-    """One thread for all kernels: two checkpoints at once would only compete for the disk.
+    """One engine thread for all kernels: two checkpoints at once would only compete for the disk.
 
-    Another one looks things up in the store, so that nobody who only asks waits for a checkpoint.
+    A second thread reads the store, so that a read does not wait for a checkpoint.
     """
 
     def __init__(self) -> None:
-        """No thread is started before it is needed."""
+        """Start no thread yet: each is started when it is needed."""
         self._engine = ThreadPoolExecutor(1, "torpor-engine")
         self._reader = ThreadPoolExecutor(1, "torpor-reader")
         self._closed = False
 
     async def run(self, call: Callable[..., T], *arguments: Any) -> T:
-        """Let the engine's thread do something, when it is done with what it does. Raises Unsuitable after `close`."""
+        """Run `call` in the engine's thread, after the calls before it. Raises Unsuitable after `close`."""
         return await self._in(self._engine, call, *arguments)
 
     async def read(self, call: Callable[..., T], *arguments: Any) -> T:
-        """Look something up in the store, also while the engine is at work. Raises Unsuitable after `close`."""
+        """Run `call`, which reads the store, also while the engine is at work. Raises Unsuitable after `close`."""
         return await self._in(self._reader, call, *arguments)
 
     async def _in(self, thread: ThreadPoolExecutor, call: Callable[..., T], *arguments: Any) -> T:
@@ -38,7 +38,7 @@ class Workers:
         return await asyncio.get_running_loop().run_in_executor(thread, call, *arguments)
 
     def close(self) -> None:
-        """Wait for what the threads still do, and end them."""
+        """Wait until the threads have done their work, and end them."""
         self._closed = True
         self._engine.shutdown()
         self._reader.shutdown()
