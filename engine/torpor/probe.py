@@ -190,7 +190,7 @@ def probe() -> Probe:
         "transparent_hugepages": _chosen("/sys/kernel/mm/transparent_hugepage/enabled"),
         "cpu_flags": _cpu_flags(),
     }
-    # A child may be killed for what it tries; then everything that it has not reported counts as impossible.
+    # A child may be killed because of what it tries. Then all that it has not reported counts as impossible.
     facts |= trials.in_children((trials.try_calls, trials.try_tracing, trials.try_namespaces), why)
     return Probe(**facts, why=why)
 

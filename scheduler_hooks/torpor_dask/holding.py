@@ -47,7 +47,7 @@ class Holding:
     """The keys that are held for lost workers."""
 
     def __init__(self, plugin: Plugin, seconds: float) -> None:
-        """Hold keys of workers that are lost from now on, for so many seconds."""
+        """Hold the keys of workers that are lost from now on, each for `seconds`."""
         self.plugin = plugin
         self.scheduler = plugin.scheduler
         self.seconds = seconds
@@ -104,7 +104,7 @@ class Holding:
         restrictions = (task.worker_restrictions, task.host_restrictions, task.loose_restrictions)
         run_id = -1 if task.run_spec is None else task.run_id
         if running:
-            task.suspicious -= 1  # Dask holds a task for suspicious that was under way on a worker that died
+            task.suspicious -= 1  # Dask counts a task as suspicious if it was running on a worker that died
         self.plugin.replace(task, held_task(task.key), held=HeldTask(hold, run_id, running, restrictions))
         task.worker_restrictions, task.host_restrictions, task.loose_restrictions = {hold.worker}, None, False
 
@@ -134,10 +134,10 @@ class Holding:
             self._give_back_unwanted(task, stimulus)
 
     def _give_back_unwanted(self, task: TaskState, stimulus: str) -> None:
-        """Give back a held key for which nobody waits at present."""
+        """Give back a held key that no client or task waits for at present."""
         if task.key in self.plugin.loading and task.state == "released":
             self.plugin.give_back(task.key, stimulus)
-            if task.run_spec is None or is_held(task.run_spec):  # scattered: lost, as without us
+            if task.run_spec is None or is_held(task.run_spec):  # scattered data: lost, as without Torpor
                 self.scheduler.transitions({task.key: "forgotten"}, stimulus)
 
     def close(self) -> None:

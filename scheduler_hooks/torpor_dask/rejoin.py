@@ -109,7 +109,7 @@ class Rejoin:
             if await asyncio.shield(self._under_way):
                 return None
         if self._under_way:
-            self._under_way.cancel()  # someone has it closed
+            self._under_way.cancel()  # the worker is closed for another reason
         return await self._close(timeout, executor_wait, nanny, reason)
 
     def on_compute_task(self, key: Key) -> None:
@@ -118,10 +118,10 @@ class Rejoin:
             event.set()
 
     def remove_replicas(self, keys: Iterable[Key], **message: Any) -> None:
-        """Drop superfluous replicas, but for the inputs of what ran when the worker came back.
+        """Drop superfluous replicas, except the inputs of tasks that ran when the worker came back.
 
-        The scheduler does not know that it needs them; a worker of Dask would close for such a request. When the task
-        has ended they are announced.
+        The scheduler does not know that the worker needs those. Dask's worker would close at such a request. When the
+        task has ended, its inputs are announced to the scheduler.
         """
         tasks = self.worker.state.tasks
         needed = {other.key for key in self._running for other in tasks[key].dependencies}
@@ -137,14 +137,14 @@ class Rejoin:
             task = self.worker.state.tasks[key]
             if hasattr(event, "run_id"):
                 event.run_id = task.run_id
-            # Nothing runs any more that needs its inputs: the scheduler may say what becomes of those.
+            # No running task needs its inputs any more: announce them, and the scheduler decides about them.
             asyncio.get_running_loop().call_soon(self._announce, [needed.key for needed in task.dependencies])
         return event
 
     async def _come_back(self) -> bool:
         try:
             await self._rejoin()
-        except (Exception, asyncio.CancelledError) as error:  # whatever is wrong, it ends as a worker without us does
+        except (Exception, asyncio.CancelledError) as error:  # any error: the worker then ends, as without Torpor
             logger.warning("%s cannot come back to its scheduler: %s", self.worker.address, error)
             return False
         finally:

@@ -106,7 +106,7 @@ class Resume(SchedulerPlugin):
     # what is in the store
 
     def _learn(self) -> None:
-        """List the results of earlier clusters. If that fails, the scheduler starts all the same."""
+        """List the results of earlier clusters. If that fails, the scheduler starts without them."""
         try:
             for info in in_time(self.settings.patience, "cannot list the store", self.store.snapshots):
                 self._seen.add(info.id)
@@ -160,7 +160,7 @@ class Resume(SchedulerPlugin):
             self._discard(snapshot)
 
     def _drop(self, key: Key) -> None:
-        """Give up a stored result that is not needed any more."""
+        """Forget a stored result that is not needed any more."""
         kept = self.kept.pop(key, None)
         if kept is None or kept.snapshot not in self._snapshots:
             return
@@ -223,7 +223,7 @@ class Resume(SchedulerPlugin):
                 counters.unkept += msg["count"]
 
     def _on_lost_worker(self, msg: dict[str, Any]) -> None:
-        """Have a lost worker's keys loaded. They have no replica now, and Dask has not rescheduled them yet."""
+        """Arrange that a lost worker's keys are loaded. They have no replica, and Dask has not rescheduled them yet."""
         tasks = self.scheduler.tasks
         for key in msg["processing-tasks"]:
             if loading := self.loading.get(key):
@@ -239,16 +239,16 @@ class Resume(SchedulerPlugin):
                 self._rescue(self.loading[key].task, msg["stimulus_id"])
 
     def _learn_of_copies(self, worker: str, keys: Iterable[Key] = (), **message: Any) -> None:
-        """Handle that a worker has got keys from another, but for those that it is just told to load.
+        """Handle the report that a worker has got keys from another, without the keys that it is about to load.
 
-        It will say that it has them. Dask (2026.1) would have it drop them, since they are not in memory anywhere, and
-        would compute them again when it has done so.
+        The worker reports those when it has loaded them. For this report, Dask (2026.1) would let it drop them, since
+        they are not in memory anywhere, and would then compute them again.
         """
         own = {key for key in keys if key in self.loading and _is_assigned(self.loading[key].task, worker)}
         self._add_keys(worker=worker, keys=[key for key in keys if key not in own], **message)
 
     def _load_unreported(self, msg: dict[str, Any]) -> None:
-        """Have those results loaded that a lost worker had computed and stored, but not reported to Dask."""
+        """Arrange that the results are loaded which a lost worker had computed and stored, but not reported to Dask."""
         for key in msg["processing-tasks"]:
             task = self.scheduler.tasks[key]
             if task.state == "processing" and key not in self.loading and (kept := self.usable(task, set())):
@@ -281,12 +281,12 @@ class Resume(SchedulerPlugin):
         self.scheduler.transitions({task.key: "released"}, stimulus)
 
     def update_graph(self, scheduler: Scheduler, *, keys: set[Key], **kwargs: Any) -> None:
-        """Have the stored results of a submitted graph loaded, before any of its tasks runs."""
+        """Arrange that the stored results of a submitted graph are loaded, before any of its tasks runs."""
         if self.kept or self._earlier:
             self.cover(scheduler.tasks[key] for key in keys)
 
     def cover(self, tasks: Iterable[TaskState]) -> None:
-        """Have each of these tasks loaded, if it is to be computed. If it cannot be, do so with its inputs."""
+        """Arrange that each of these tasks is loaded if it would be computed; if it cannot be, try its inputs."""
         stack = list(tasks)
         seen: set[Key] = set()
         trusted: set[Key] = set()
@@ -404,7 +404,7 @@ class Resume(SchedulerPlugin):
         self.counters.saved_seconds += max(0.0, kept.seconds - took)
 
     def _on_load_ended(self, key: Key, stimulus: str) -> None:
-        """Have a key computed if the worker could not read its result; else it is loaded elsewhere, or later."""
+        """Let a key be computed if the worker could not read its result; otherwise load it elsewhere, or later."""
         self.loading[key].attempts += 1
         if not stimulus.startswith("reschedule-") and self.loading[key].attempts < ATTEMPTS:
             return
@@ -414,16 +414,16 @@ class Resume(SchedulerPlugin):
         self.give_back(key, stimulus)
 
     def give_back(self, key: Key, stimulus: str) -> None:
-        """Have a released key computed, or loaded if it can be."""
+        """Let a released key be computed, or loaded if possible."""
         if self.loading[key].spec is None:
-            # Scattered, and lost as it would have been without us: Dask forgets what has lost an input. It must
-            # do so itself: what a transition is about must not be gone when its plugins have been called.
+            # Scattered data, lost as it would be without Torpor. Dask forgets a task that has lost an input. It must do
+            # that itself: the key of a transition must still exist when Dask has called its plugins.
             self.loading[key].task.has_lost_dependencies = True
             return
         loading = self._restore(key, stimulus)
         if loading.held and loading.held.running:
             loading.task.suspicious += 1
-        # What it is computed from may have been let go meanwhile, and may be in the store as well.
+        # Its inputs may have been released meanwhile, and may be in the store as well.
         self.cover([loading.task])
         if any(needed.state == "erred" for needed in loading.task.dependencies):
             # Dask would wait for such an input for ever. Its own next step comes first.

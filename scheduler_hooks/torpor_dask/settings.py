@@ -23,7 +23,7 @@ dask.config.update_defaults(_defaults)
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user wants; goes from the scheduler to every worker. Durations in seconds, sizes in bytes."""
+    """The user's settings. The scheduler sends them to every worker. Durations are in seconds, sizes in bytes."""
 
     store: str
     """Absolute path."""
@@ -43,9 +43,10 @@ class Settings:
 
     @classmethod
     def read(cls, **given: Any) -> Settings:
-        """Take what is given, by its name in the configuration with ``_`` for ``-``, and Dask's configuration.
+        """Read the settings from the arguments, and the others from Dask's configuration.
 
-        Raises ValueError for a value that is none, TypeError for a name that is none.
+        An argument has the name of the setting, with ``_`` for ``-``. Raises ValueError for an invalid value, and
+        TypeError for an unknown name.
         """
         known = _defaults["torpor"]
         given = {name.replace("_", "-"): value for name, value in given.items()}

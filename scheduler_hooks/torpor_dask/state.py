@@ -31,15 +31,15 @@ class Hold:
 
 @dataclass
 class HeldTask:
-    """What is known of a held key, beside what `Loading` has of every key."""
+    """The state of a held key, in addition to `Loading`, which every key has."""
 
     hold: Hold
     run_id: int | None
     """Dask's number of the execution that the worker has, or had begun."""
     running: bool
-    """Whether its task was running; else its result was in memory."""
+    """Whether its task was running; if not, its result was in memory."""
     restrictions: tuple[set[str] | None, set[str] | None, bool]
-    """Its own: of workers, of hosts, and whether they are loose."""
+    """The restrictions of its own task: workers, hosts, and whether they are loose."""
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Counters:
     unreadable: int = 0
     """Loads that failed, after which the key was computed."""
     unkept: int = 0
-    """Results that were to be stored and are not: too large, bound to the cluster, queue full, store failing."""
+    """Results that should have been stored but were not: too large, bound to the cluster, queue full, store failing."""
     failed: int = 0
     """Results that could not be written to the store."""
     error: str = ""
@@ -74,11 +74,11 @@ class Loading:
     kept: Kept | None
     held: HeldTask | None
     spec: Any
-    """Its own task; None: it was scattered."""
+    """Its own task; None if it is scattered data."""
     origin: TaskState | None
-    """Holds its inputs; None when it has none."""
+    """The origin that holds its inputs; None if it has none."""
     incomplete: bool
-    """Dask had forgotten an input: it could not be computed again."""
+    """Whether Dask had forgotten an input: then it cannot be computed again."""
     suspicious: int
     """Dask's count of workers that died with its own task."""
     attempts: int = 0
@@ -104,7 +104,7 @@ class Plugin(Protocol):
         """Tell whether a task is a part of a P2P shuffle."""
 
     def replace(self, task: TaskState, spec: Any, *, kept: Kept | None = None, held: HeldTask | None = None) -> None:
-        """Put another task in the place of a task's own."""
+        """Replace the task of a key by another one."""
 
     def give_back(self, key: Key, stimulus: str) -> None:
-        """Have a released key computed, or loaded if it can be."""
+        """Let a released key be computed, or loaded if possible."""

@@ -43,7 +43,7 @@ logger = logging.getLogger("torpor.dask")
 
 @dataclass
 class Finished:
-    """A result on its way to the store."""
+    """A result that waits to be stored."""
 
     key: Key
     value: Any
@@ -77,7 +77,7 @@ class Writer:
         self._thread.start()
 
     def put(self, finished: Finished) -> bool:
-        """Queue a result. False: the queue is full, or the store has failed a moment ago."""
+        """Queue a result. Return False if the queue is full, or if the store has failed a moment ago."""
         with self._changed:
             if (
                 self._closed
@@ -110,7 +110,7 @@ class Writer:
         while batch := self._gather():
             try:
                 self._write(batch)
-            except Exception as error:  # a thread that ended would end keeping, and nobody would be told
+            except Exception as error:  # if this thread ended, no more results would be stored, without any message
                 logger.exception("results of %d tasks are not kept", len(batch))
                 self._report({"action": "failed", "count": len(batch), "error": str(error)})
             for finished in batch:
@@ -122,10 +122,10 @@ class Writer:
                 self._changed.notify_all()
 
     def _gather(self) -> list[Finished]:
-        """Wait for results and, so that not each becomes a snapshot, a moment longer; nothing: the writer is closed."""
+        """Wait for results, and a moment longer, to store several in one snapshot. Empty if the writer is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
-            # Snapshots cost everyone who lists the store. After 100 a worker makes half as many, and so on.
+            # Every snapshot makes listing the store slower. After 100 of them a worker makes half as many, and so on.
             moment = min(self.settings.gather * (1 + self._snapshots / 100), LONGEST_GATHER)
             if not self.settings.write_through:
                 self._changed.wait_for(
@@ -186,7 +186,7 @@ class Keep(WorkerPlugin):
         self.cluster = cluster
 
     async def setup(self, worker: Worker) -> None:
-        """Begin to keep."""
+        """Begin to store results."""
         self.worker = worker
         self._passed_over = 0
         self._loop = asyncio.get_running_loop()
@@ -196,7 +196,7 @@ class Keep(WorkerPlugin):
         worker.stream_handlers["compute-task"] = self._compute_task
         self.rejoin = Rejoin(worker, self.cluster, self._moved) if self.settings.hold else None
         if self.settings.write_through:
-            # An instance attribute over the method: the scheduler hears of a result when this returns.
+            # Replace the method by an instance attribute: the scheduler learns of a result only when this returns.
             self._execute = worker.execute
             worker.execute = self._execute_and_store  # type: ignore[method-assign]
         if self.settings.warning is not None and threading.current_thread() is threading.main_thread():
@@ -236,10 +236,10 @@ class Keep(WorkerPlugin):
             logger.info("not reported: %s", error)
 
     def _compute_task(self, **msg: Any) -> None:
-        """Take a task from the scheduler; one that loads a key has none of the inputs that the worker knows of it.
+        """Take a task from the scheduler. If it loads a key, remove the inputs of earlier assignments of that key.
 
-        Dask adds the inputs of a task it knows to those of an earlier assignment, and waits for all of them: for
-        ever, since nobody is to compute what a loaded key was computed from.
+        Dask adds the inputs of a task to those of an earlier assignment, and waits for all of them. It would wait for
+        ever: nothing computes the former inputs of a key that is loaded.
         """
         spec = msg["run_spec"]
         spec = spec.data if isinstance(spec, ToPickle) else spec

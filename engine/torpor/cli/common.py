@@ -155,7 +155,7 @@ def print_json(value: object) -> None:
 
 
 def hear_of_children() -> None:
-    """Have the kernel report the end of children, also if whoever started this command ignores it (SIGCHLD)."""
+    """Reset SIGCHLD to its default, in case the parent ignored it: otherwise the end of children is not reported."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 

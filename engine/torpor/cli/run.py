@@ -56,7 +56,7 @@ def command(
         raise click.UsageError("--keep-last is for the snapshots of --every.")
     allocation = Allocation.here()
     try:
-        kept = settings.get("run.keep-last").value  # also where it is not needed: a file that is wrong is told at once
+        kept = settings.get("run.keep-last").value  # even if not needed: a wrong settings file is reported at once
     except SettingError as error:
         if allocation is None or not allocation.restarts:
             raise

@@ -63,7 +63,7 @@ def setting(
     if posix_queues.of(image) or any(part.needs_ipc_namespace(image) for part in registry.TREE_PARTS):
         namespaces |= Namespaces.IPC
     no_capsule = why_no_capsule()
-    # For a tree that still lives only the proof asks, which considers a walk only if there is no other way.
+    # If the tree still lives, the caller is the proof before a kill. It considers a walk only if nothing else works.
     wanted = probe().can_choose_pids or no_capsule or (not standing and _takes_groups())
     native = way == "native" or (way == "best" and bool(wanted))
     if native and not standing:

@@ -52,7 +52,7 @@ class Store:
         return f"Store({self.path!r})"
 
     def check_exists(self) -> None:
-        """Raises NotFound if there is no store, StoreError if that cannot be seen. It takes no lock."""
+        """Check that the store exists, without a lock. Raises NotFound if not, StoreError if that cannot be checked."""
         try:
             os.stat(os.path.join(self.path, "snapshots"))
         except FileNotFoundError:

@@ -124,7 +124,7 @@ def files() -> tuple[str, str]:
 def get(name: str) -> Value:
     """What holds for a setting. Raises SettingError for a file that is wrong, whatever is wrong in it."""
     setting = SETTINGS[name]
-    # Also where a variable is above them: a mistake is told early.
+    # Even if an environment variable overrides them: a mistake is reported early.
     found = {file: read(file) for file in files() if file not in _left_out}
     said = os.environ.get(setting.variable, "").strip() if setting.variable else ""
     if said:

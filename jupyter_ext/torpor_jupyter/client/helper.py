@@ -1,7 +1,8 @@
-"""Saving a kernel that no server with Torpor looks after: by a helper process that the kernel starts.
+"""Save a kernel that no server with Torpor manages: by a helper process that the kernel starts.
 
-A process cannot stop and read itself. The helper is no child of the kernel's by then, so that it is not part of what is
-saved. It answers by a file; a kernel that is woken from the snapshot finds neither the helper nor the file.
+A process cannot stop and read itself. The helper is not a child of the kernel when it saves it, so the snapshot does
+not contain the helper. The helper answers by a file. A kernel that is woken from the snapshot finds neither the helper
+nor the file.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torpor.errors import CheckpointFailed, TorporError
 from torpor.processes import start_time
 
 TAG = "notebook-kernel"
-"""The tag of a snapshot that says by which process it was asked for."""
+"""The tag of a snapshot that has the PID of the kernel which asked for it."""
 BEGIN_SECONDS = 30.0
 """How long the helper may take to begin."""
 NO_REWIND = (
@@ -32,7 +33,7 @@ _PR_SET_PTRACER = 0x59616D61
 
 
 def checkpoint(name: str) -> str:
-    """Save this process, as a helper outside of it does; what became of it, in words.
+    """Save this process by a helper outside of it. Return a message about the result.
 
     Raises:
         TorporError: as `torpor.checkpoint`.
@@ -69,7 +70,7 @@ def checkpoint(name: str) -> str:
 
 
 def _this_process() -> tuple[int, str, str]:
-    """Another one after a wake, whatever its PID: when it was started, since which boot, in which PID namespace."""
+    """What identifies this process, and is different after a wake: start time, boot id, and PID namespace."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
     return start_time(os.getpid()), boot, os.readlink("/proc/self/ns/pid")
 
@@ -85,7 +86,7 @@ def _original_stdio() -> dict[int, int]:
 
 
 def listed() -> str:
-    """The checkpoints that helpers made, a line for each. Raises StoreError."""
+    """The checkpoints that helpers have made, one line for each. Raises StoreError."""
     from torpor.store import Store  # noqa: PLC0415  not needed below a server
 
     infos = [info for info in Store().snapshots() if TAG in info.tags]
@@ -93,7 +94,7 @@ def listed() -> str:
 
 
 def main() -> None:
-    """Be the helper: the PID, the folder, the name, and what was put aside are the arguments."""
+    """Run as the helper. Arguments: the kernel's PID, the folder, the name, and the result of `_original_stdio`."""
     pid, folder, name = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     stdio = {int(fd): int(number) for fd, number in json.loads(sys.argv[4]).items()}
     if os.fork():
@@ -115,7 +116,7 @@ def main() -> None:
 
 
 def _save(pid: int, name: str, stdio: dict[int, int]) -> dict[str, Any]:
-    """Save the kernel; what is to be told."""
+    """Save the kernel. Return the answer for it."""
     import torpor  # noqa: PLC0415  only here it is needed
 
     if os.getppid() == pid:

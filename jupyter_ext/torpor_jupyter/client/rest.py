@@ -1,4 +1,4 @@
-"""Asking a Jupyter server with Torpor, from a kernel of its own or from a terminal.
+"""Call the REST API of a Jupyter server with Torpor, from one of its kernels or from a terminal.
 
 The servers of a user are found as `jupyter server list` finds them: each leaves a file in Jupyter's runtime directory,
 readable by the user alone, with its address and token.
@@ -20,7 +20,7 @@ from jupyter_core.paths import jupyter_runtime_dir
 from torpor.errors import NotFound, TorporError
 
 LOOK_SECONDS = 10.0
-"""How long a server may take to say what it has."""
+"""How long a server may take to answer a question."""
 WORK_SECONDS = 3600.0
 """How long saving or waking a kernel may take."""
 FOUND_NOTHING = "start one with `jupyter lab`, in an environment in which torpor[jupyter] is installed"

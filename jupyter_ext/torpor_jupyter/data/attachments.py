@@ -1,7 +1,7 @@
-"""What is kept with a checkpoint besides its record: the notebook's file, the list of variables.
+"""The files that are kept with a checkpoint besides its record: the notebook, the list of variables, running cells.
 
-Text files named after the snapshot in a folder of their own in ``<store>/jupyter``, private to the user. Equal ones of
-a checkpoint and its parent are one file with two names.
+Each kind has a folder in ``<store>/jupyter``, private to the user, with text files named after their snapshots. If a
+checkpoint and its parent have the same text, the two names are hard links to one file.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torpor_jupyter.data.records import SNAPSHOT_ID, write_private
 
 
 class Attachments:
-    """One folder of such files."""
+    """The folder of one kind of file."""
 
     def __init__(self, folder: Path, suffix: str, what: str) -> None:
-        """Name the folder, the suffix of its files, and what they are, for people."""
+        """Name the folder, the suffix of its files, and (`what`, for messages) their content."""
         self.folder, self.suffix, self.what = folder, suffix, what
 
     def keep(self, id: str, text: str, *, like: str = "") -> None:
-        """Keep a text with a checkpoint; `like` is another checkpoint that may have the same. Raises StoreError."""
+        """Keep a text with a checkpoint. `like` is a checkpoint that may have the same text. Raises StoreError."""
         path = self._path(id)
         try:
             if like and self.kept(like) == text:
@@ -49,7 +49,7 @@ class Attachments:
             raise StoreError(f"cannot read {self.what} in {path}: {error}") from error
 
     def remove(self, id: str) -> None:
-        """Forget that of a checkpoint, if there is one."""
+        """Remove the file of a checkpoint, if there is one."""
         with suppress(FileNotFoundError):
             self._path(id).unlink()
 

@@ -1,6 +1,6 @@
 """How much memory two snapshots share, and whether the bytes at an address are the same in both.
 
-Blocks are compared by their hashes, so that only those are read that not both have.
+Blocks are compared by their hashes. So only blocks are read that one of the two does not have.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Memory:
     """The memory of one snapshot: its blocks, and the private pages of the tree's root."""
 
     def __init__(self, reader: SnapshotReader) -> None:
-        """Look at an open snapshot of a process tree. Raises ImageDamaged."""
+        """Read the page table of an open snapshot. Raises ImageDamaged."""
         self._reader = reader
         blocks = reader.blocks
         self.blocks = {blocks.hash(row): row for row in range(len(blocks))}
@@ -35,11 +35,11 @@ class Memory:
         self._last: tuple[int, bytes] = (-1, b"")
 
     def is_private(self, address: int) -> bool:
-        """Whether the memory at an address is the process's own."""
+        """Whether the memory at an address is private to the process."""
         return any(address in area for area in self._private)
 
     def pieces(self, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-        """What lies between two addresses: start, end, block and offset in it; what is not told is zero."""
+        """The blocks between two addresses, as (start, end, block, offset in it). Bytes outside of them are zero."""
         at = max(bisect_right(self._starts, start // PAGE) - 1, 0)
         for first, count, block in self._runs[at:]:
             here, there = first * PAGE, (first + count) * PAGE
@@ -54,11 +54,11 @@ class Memory:
         return self._reader.blocks.hash(block)
 
     def length(self, block: int) -> int:
-        """Bytes of a block."""
+        """The length of a block in bytes."""
         return self._reader.blocks.lengths[block]
 
     def pages(self, blocks: Iterable[bytes]) -> dict[bytes, int]:
-        """The pages of blocks, by their hashes, and the bytes of each. Raises ImageDamaged, StoreError."""
+        """The hashes of all pages of these blocks, with the length of each page. Raises ImageDamaged, StoreError."""
         found = {}
         for block in blocks:
             content = memoryview(self._reader.read_block(self.blocks[block]))
@@ -78,7 +78,7 @@ class Memory:
 
 
 def shared(mine: Memory, theirs: Memory) -> dict[str, int]:
-    """Bytes that both have, and that only one has. Raises ImageDamaged, StoreError."""
+    """How many bytes both have, and how many only one has. Raises ImageDamaged, StoreError."""
     both = mine.blocks.keys() & theirs.blocks.keys()
     # Where some pages of a block were written, a later snapshot has the others in another block: see unchanged.py.
     here, there = (memory.pages(memory.blocks.keys() - both) for memory in (mine, theirs))
@@ -91,7 +91,7 @@ def shared(mine: Memory, theirs: Memory) -> dict[str, int]:
 
 
 def changed(mine: Memory, theirs: Memory, address: int, size: int) -> bool:
-    """Whether the bytes at an address differ; of memory that is not private nothing is known: it counts as the same."""
+    """Whether the bytes at an address differ. Memory that is not private is not compared, and counts as the same."""
     if not (size and mine.is_private(address) and theirs.is_private(address)):
         return False
     end = address + size
@@ -104,7 +104,7 @@ def changed(mine: Memory, theirs: Memory, address: int, size: int) -> bool:
 
 
 def _differ(mine: Memory, theirs: Memory, start: int, end: int) -> bool:
-    """For a span that lies in one block or in none, in each."""
+    """Whether a span differs that lies in at most one block of each snapshot."""
     here, there = (next(memory.pieces(start, end), None) for memory in (mine, theirs))
     if here is None and there is None:
         return False

@@ -1,6 +1,6 @@
 """Notebook files that are kept with checkpoints, so that both can be brought back together.
 
-They are read and written by Jupyter's contents manager only, which knows where they are and who may have them.
+They are read and written only by Jupyter's contents manager, which knows where they are and who may access them.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class Notebooks:
         """Name the server's contents manager."""
         self.contents = contents
         self._settings: dict[str, tuple[Any, dict[str, Any]]] = {}
-        """By path: when the notebook was changed last, and what its settings are."""
+        """By path: when the notebook was last modified, and its settings."""
 
     async def read(self, path: str | None) -> str:
-        """The notebook at a path of the contents API, as JSON; empty when there is none, or none that can be read."""
+        """The notebook at a path of the contents API, as JSON; empty if there is none that can be read."""
         if path is None:
             return ""
         try:
@@ -36,7 +36,7 @@ class Notebooks:
         return json.dumps(model["content"])
 
     async def settings(self, path: str) -> dict[str, Any]:
-        """What a notebook's metadata says under ``torpor``; nothing when there is no such notebook."""
+        """The entry ``torpor`` of a notebook's metadata; empty if there is no such notebook."""
         try:
             model = await ensure_async(self.contents.get(path, content=False))
             if self._settings.get(path, (None, {}))[0] != model["last_modified"]:
@@ -48,21 +48,21 @@ class Notebooks:
         return self._settings[path][1]
 
     async def write(self, path: str, text: str) -> None:
-        """Write a notebook, with the trust that its cells had. Raises HTTPError as the contents manager does."""
+        """Write a notebook. Its cells stay as trusted as they were. Raises HTTPError as the contents manager does."""
         await ensure_async(
             self.contents.save({"type": "notebook", "format": "json", "content": json.loads(text)}, path)
         )
 
     async def exists(self, path: str) -> bool:
-        """Whether something is there. Raises HTTPError for a path that this server does not serve."""
+        """Whether a path exists. Raises HTTPError for a path that this server does not serve."""
         return bool(await ensure_async(self.contents.exists(path)))
 
     async def has_folder(self, path: str) -> bool:
-        """Whether the folder of a path is there. Raises HTTPError for a path that this server does not serve."""
+        """Whether the folder of a path exists. Raises HTTPError for a path that this server does not serve."""
         return bool(await ensure_async(self.contents.dir_exists(os.path.dirname(path))))
 
     async def beside(self, path: str, word: str) -> str:
-        """A path beside another one that nothing has yet: ``work-fork1.ipynb``."""
+        """A path in the same folder that does not exist yet: ``work-fork1.ipynb``."""
         stem = path.removesuffix(SUFFIX)
         for number in itertools.count(1):
             free = f"{stem}-{word}{number}{SUFFIX}"

@@ -1,11 +1,11 @@
-"""What is written down about kernels and their checkpoints, so that it outlives the server.
+"""The records of kernels and their checkpoints on disk, which outlive the server.
 
 Two kinds of small JSON files beside the snapshots, in ``<store>/jupyter``, private to the user:
 
 ``kernels/<kernel id>.json``
     A kernel that lives, or is parked: how to reach it, which notebook it belongs to, its process or its snapshot.
 ``checkpoints/<snapshot id>.json``
-    What a person said of a checkpoint (name, note, pinned), and how its kernel could be reached.
+    What a user has set for a checkpoint (name, note, pinned), and how its kernel could be reached.
 
 They hold the kernel's key, as Jupyter's own connection files do. Each is replaced whole, by a rename.
 """
@@ -28,13 +28,13 @@ from torpor.processes import start_time
 from torpor.store import make_directories, write_whole
 
 KERNEL_ID = re.compile(r"[0-9A-Za-z]+(-[0-9A-Za-z]+){4}", re.ASCII)
-"""As the routes of jupyter_server have it; Jupyter itself makes UUIDs."""
+"""The form of ids in the routes of jupyter_server; Jupyter itself makes UUIDs."""
 SNAPSHOT_ID = re.compile(r"[0-9]{8}-[0-9]{9}-[a-z2-7]{6}", re.ASCII)
 MAX_RECORD = 1 << 20
 """Bytes: a record that is larger was not written by this module."""
 
 WITHOUT_FLOCK = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
-"""What flock(2) says on file systems without it: Lustre's, NFS without a lock daemon."""
+"""The errors of flock(2) on file systems without it: Lustre, NFS without a lock daemon."""
 
 R = TypeVar("R", bound="Record")
 
@@ -49,7 +49,7 @@ TITLES = {
     "memory": "memory was short",
     "going-back": "before going back",
 }
-"""Why a checkpoint was made, and what it is called in English; empty: a person wanted it."""
+"""The reasons for which checkpoints are made, with their English titles. The empty reason: a user asked for it."""
 MANUAL = ("", "parked")
 
 
@@ -70,7 +70,7 @@ class ProcessId:
         return cls(pid, start_time(pid), boot_id(), pid_namespace())
 
     def is_here(self) -> bool:
-        """Whether its PID means something to this process: it is of the same boot and namespace."""
+        """Whether its PID is valid for this process: same boot and same PID namespace."""
         return (self.boot_id, self.namespace) == (boot_id(), pid_namespace())
 
     def exists(self) -> bool:
@@ -94,7 +94,7 @@ class SessionRecord:
 
 @dataclass
 class Record:
-    """A JSON file of known fields; a file with others is another version's, and is refused by name."""
+    """A JSON file with known fields. If it has an unknown field, another version wrote it: then it is refused."""
 
     id: str
     FOLDER: ClassVar[str]
@@ -126,11 +126,11 @@ class KernelRecord(Record):
     parked_ns: int = 0
     """When it was parked, CLOCK_REALTIME."""
     head: str = ""
-    """The checkpoint that it was last saved in or taken back to."""
+    """The id of the checkpoint that it was last saved in, or taken back to."""
     written_ns: int = 0
     """When this was written, CLOCK_REALTIME."""
     log: str = ""
-    """Of a fork: the kernel whose log processes may have open that it had started before."""
+    """Of a fork: the id of the kernel whose log may still be open in processes that were started before the fork."""
 
     @property
     def parked(self) -> bool:
@@ -140,7 +140,7 @@ class KernelRecord(Record):
 
 @dataclass
 class CheckpointRecord(Record):
-    """What is known of a checkpoint besides the snapshot itself."""
+    """The record of a checkpoint, besides the snapshot itself."""
 
     FOLDER = "checkpoints"
     NAME = SNAPSHOT_ID
@@ -153,13 +153,14 @@ class CheckpointRecord(Record):
     note: str = ""
     pinned: bool = False
     automatic: bool = False
-    """Made by a policy and not by a person: the oldest of these are deleted first."""
+    """Whether a policy made it, and not a user: the oldest of these are deleted first."""
     reason: str = ""
-    """Why it was made, of TITLES, while no person has named it: the panel says it in the person's language."""
+    """Why it was made: a key of TITLES. The panel shows it in the user's language until the user names the checkpoint.
+    """
     about: str = ""
-    """With "going-back": the checkpoint that the kernel went back to."""
+    """If the reason is "going-back": the id of the checkpoint that the kernel went back to."""
     parent: str = ""
-    """The checkpoint from which the kernel went on to this one."""
+    """The id of the kernel's checkpoint before this one; empty if there is none."""
     notebook: str = ""
     """Absolute path of its notebook."""
     cell: str = ""
@@ -170,9 +171,9 @@ class CheckpointRecord(Record):
     """The ids of the requests that the kernel had not answered yet."""
     kernel_info: dict[str, Any] = field(default_factory=dict)
     has_notebook: bool = False
-    """Its notebook is kept with it."""
+    """Whether its notebook is kept with it."""
     log: str = ""
-    """Of a fork: the kernel whose log processes may have open that it had started before."""
+    """As `KernelRecord.log`."""
 
 
 _NESTED: dict[str, type] = {"server": ProcessId, "process": ProcessId}
@@ -192,7 +193,7 @@ class Records:
         self.folder = Path(folder)
 
     def write(self, record: Record) -> None:
-        """Write a record down, or replace it. Raises StoreError."""
+        """Write a record, or replace it. Raises StoreError."""
         path = self._path(type(record), record.id)
         try:
             write_private(path, json.dumps(asdict(record)))
@@ -221,7 +222,7 @@ class Records:
             raise StoreError(f"{path} is not a record of this version: {error}", advice=advice) from error
 
     def all(self, kind: type[R]) -> Iterator[R | StoreError]:
-        """All records of a kind by their ids, oldest snapshot first; what cannot be read comes as its error."""
+        """All records of a kind, by id (oldest snapshot first). For an unreadable record its error is yielded."""
         try:
             names = sorted(os.listdir(self.folder / kind.FOLDER))
         except FileNotFoundError:
@@ -242,7 +243,7 @@ class Records:
                     yield error
 
     def remove(self, kind: type[Record], id: str) -> bool:
-        """Remove a record; whether there was one."""
+        """Remove a record. Return whether it existed."""
         try:
             self._path(kind, id).unlink()
         except FileNotFoundError:
@@ -251,7 +252,7 @@ class Records:
 
     @contextmanager
     def claimed(self, id: str) -> Iterator[KernelRecord]:
-        """Hold a parked kernel, so that no other server wakes it meanwhile; a server that dies lets it go.
+        """Lock a parked kernel, so that no other server wakes it meanwhile. If this server dies, the lock is released.
 
         Raises:
             NotFound: it is not parked any more, or another server is waking it.
@@ -285,7 +286,7 @@ class Records:
 
 @contextmanager
 def _claimed_by_name(path: Path, id: str) -> Iterator[None]:
-    """Hold a kernel where files have no locks, by a file that only one can make. Raises NotFound, StoreError."""
+    """Lock a kernel on a file system without locks, by a file created with O_EXCL. Raises NotFound, StoreError."""
     own = json.dumps(asdict(ProcessId.of(os.getpid())))
     for last in (False, True):
         try:
@@ -310,7 +311,7 @@ def _claimed_by_name(path: Path, id: str) -> Iterator[None]:
 
 
 class _Newer(ValueError):
-    """A record says more than this version understands."""
+    """A record has a field that this version does not know."""
 
 
 def _parse(kind: type[R], id: str, data: object) -> R:
@@ -331,10 +332,10 @@ def _parse(kind: type[R], id: str, data: object) -> R:
 
 
 def boot_id() -> str:
-    """This host's boot: PIDs of another one mean nothing."""
+    """The id of this host's boot: PIDs of another boot are not valid."""
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
 def pid_namespace() -> str:
-    """The PID namespace that this process sees."""
+    """This process's PID namespace."""
     return os.readlink("/proc/self/ns/pid")

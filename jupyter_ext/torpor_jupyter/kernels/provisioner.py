@@ -29,44 +29,44 @@ SERVICE = "torpor_service"
 
 @dataclass(frozen=True)
 class Returning:
-    """A kernel that this server did not start and is about to register."""
+    """A kernel that comes back: this server registers it without starting it."""
 
     connection: dict[str, Any]
     process: KernelProcess | None
-    """None: it is parked."""
+    """Its process; None if it is parked."""
 
 
 class Registry(Protocol):
-    """What a provisioner asks the server extension, where there is one: see `torpor_jupyter.kernels.registry`."""
+    """What a provisioner needs of the server extension, if there is one: see `torpor_jupyter.kernels.registry`."""
 
     def returning(self, kernel_id: str) -> Returning | None:
-        """Whether the kernel that is about to be started comes back instead."""
+        """How a kernel comes back that Jupyter is about to start; None if it really has to be started."""
 
     def log_file(self, kernel_id: str) -> int:
-        """A new descriptor of the file that takes what a kernel writes to its standard output and error."""
+        """Open the file for a kernel's standard output and error; return a new descriptor."""
 
     def remember(self, provisioner: TorporProvisioner) -> None:
-        """Write down a living kernel."""
+        """Record a living kernel in the store."""
 
     async def settled(self, kernel_id: str) -> None:
-        """Give up what is being done to a kernel that is to end, and wait until it is over."""
+        """Before a kernel is ended: cancel the operation on it, wait until that is over, and hold its gate shut."""
 
     def begin_anew(self, kernel_id: str) -> None:
-        """A kernel has a new process, in which nothing of the old one is: it was started again."""
+        """Handle a restart: the kernel has a new process, with nothing of the old one in it."""
 
     def forget(self, kernel_id: str) -> None:
-        """A kernel has ended for good."""
+        """Forget a kernel that has ended for good."""
 
 
 class TorporProvisioner(LocalProvisioner):
-    """Holds a kernel's process, or the knowledge that it is parked."""
+    """Manages the process of a kernel. While the kernel is parked, it has none."""
 
     kernel: KernelProcess | None = None
-    """None before the start, after the end, and while it is parked."""
+    """Its process; None before the start, after the end, and while it is parked."""
     parked = False
-    """In a snapshot: for its manager it is alive."""
+    """Whether it is parked in a snapshot. Then its manager still takes it for alive."""
     returned = False
-    """It was not started by this server, or has been woken since."""
+    """Whether it was not started by this server, or has been woken since."""
     lives_on = True
     """Whether its process can outlive the server."""
     _returning: Returning | None = None
@@ -86,31 +86,31 @@ class TorporProvisioner(LocalProvisioner):
 
     @property
     def registry(self) -> Registry | None:
-        """The server extension's registry of kernels, where there is one."""
+        """The server extension's registry of kernels, if there is one."""
         service = getattr(getattr(self.parent, "parent", None), SERVICE, None)
         return service.registry if service else None
 
     @property
     def has_process(self) -> bool:
-        """Whether there is a kernel to care for."""
+        """Whether the kernel has a process or is parked."""
         return self.kernel is not None or self.parked
 
     # ------------------------------------------------------------------------------------------ coming and going
 
     def park(self) -> None:
-        """Its process was killed by a checkpoint: from now on it counts as alive without one."""
+        """Note that a checkpoint has ended its process: from now on the kernel counts as alive without one."""
         if self.kernel:
             self.kernel.poll()  # reaps it
         self.kernel, self.pid, self.pgid = None, None, None
         self.parked = True
 
     def adopt(self, kernel: KernelProcess) -> None:
-        """It has a process again."""
+        """Note that the kernel has a process again."""
         self._take(kernel)
         self.parked, self.returned, self.lives_on = False, True, True
 
     async def pre_launch(self, **kwargs: Any) -> dict[str, Any]:
-        """As LocalProvisioner; a kernel that comes back keeps its ports and key."""
+        """Prepare as LocalProvisioner does, but a kernel that comes back keeps its ports and key."""
         self._returning = self.registry.returning(self.kernel_id) if self.registry else None
         if self._returning:
             self.take_connection(self._returning.connection)
@@ -147,7 +147,7 @@ class TorporProvisioner(LocalProvisioner):
         return self.connection_info
 
     async def post_launch(self, **kwargs: Any) -> None:
-        """Write it down, so that it is found again after a crash of the server."""
+        """Record the kernel in the store, so that it is found after a crash of the server."""
         await super().post_launch(**kwargs)
         if self.registry and self.kernel:
             self.registry.remember(self)
@@ -177,37 +177,37 @@ class TorporProvisioner(LocalProvisioner):
     # --------------------------------------------------------------------------------------- as KernelProvisionerBase
 
     async def poll(self) -> int | None:
-        """None while it lives or is parked, else its exit code."""
+        """Return None while the kernel lives or is parked, otherwise its exit code."""
         if self.parked:
             return None
         return self.kernel.poll() if self.kernel else 0
 
     async def wait(self) -> int | None:
-        """Wait for its end."""
+        """Wait until the kernel has ended."""
         while (code := await self.poll()) is None:
             await asyncio.sleep(0.05)
         self.kernel = None
         return code
 
     async def send_signal(self, signum: int) -> None:
-        """Signal the kernel and what it started; a parked one hears nothing."""
+        """Send a signal to the kernel's process group. A parked kernel gets none."""
         if self.kernel:
             with suppress(ProcessLookupError):
                 self.kernel.signal_group(signum)
 
     async def kill(self, restart: bool = False) -> None:
-        """End it. A parked one is given up: what it was stays in its checkpoints."""
+        """Kill the kernel. A parked one is abandoned: its checkpoints stay."""
         await self._give_up()
         if self.kernel:
             self.kernel.kill()
 
     async def terminate(self, restart: bool = False) -> None:
-        """Ask it to end; a parked one is given up."""
+        """Send SIGTERM to the kernel. A parked one is abandoned: its checkpoints stay."""
         await self._give_up()
         await self.send_signal(signal.SIGTERM)
 
     async def shutdown_requested(self, restart: bool = False) -> None:
-        """A parked one cannot answer: it is given up at once."""
+        """Abandon a parked kernel at once: it cannot answer a shutdown request."""
         await self._give_up()
 
     async def _give_up(self) -> None:
@@ -216,11 +216,11 @@ class TorporProvisioner(LocalProvisioner):
         self.parked = False
 
     async def cleanup(self, restart: bool = False) -> None:
-        """After its end: nothing is to be found again."""
+        """Clean up after the end of the kernel; if it is not restarted, remove its record."""
         await super().cleanup(restart=restart)
         if self.registry and not restart:
             self.registry.forget(self.kernel_id)
 
     def get_stable_start_time(self, recommended: float = 10.0) -> float:
-        """A kernel that came back has started long ago: an early death must not change its ports."""
+        """Seconds until a start counts as stable; none for a kernel that came back: its ports must not change."""
         return -1.0 if self.returned else super().get_stable_start_time(recommended)

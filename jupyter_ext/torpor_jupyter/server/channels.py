@@ -29,7 +29,7 @@ V1 = "v1.kernel.websocket.jupyter.org"
 MAX_LINE = 120
 """Characters kept of a cell's first line."""
 _welcomed: WeakSet[Any] = WeakSet()
-"""The streams to kernels by which a page was welcomed; a page that comes back has the same ones."""
+"""The streams to kernels on which an iopub_welcome has come. A page that reconnects gets the same streams."""
 
 
 class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
@@ -37,16 +37,16 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
 
     @property
     def service(self) -> Service | None:
-        """The server extension, where it looks after the server's kernels."""
+        """Torpor's service; None if the server extension does not manage the server's kernels."""
         return getattr(self.multi_kernel_manager, SERVICE, None)
 
     @property
     def gate(self) -> Gate | None:
-        """The gate of the kernel; None for a kernel that Torpor does not look after."""
+        """The gate of the kernel; None if Torpor does not manage the server's kernels."""
         return self.service.registry.gate(self.kernel_id) if self.service else None
 
     async def prepare(self) -> None:
-        """As Jupyter does; a parked kernel cannot be asked for its kernel_info."""
+        """Prepare as Jupyter does, but do not ask a parked kernel for its kernel_info."""
         gate = self.gate
         while gate and gate.shut and gate.kernel_info is None:
             await asyncio.sleep(0.02)  # being saved, parked or woken
@@ -57,13 +57,13 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
         await super().prepare()
 
     def connect(self) -> Any:
-        """As Jupyter does; nobody needs to stand in for the page any more."""
+        """Connect as Jupyter does. The listener need not stand in for the page any more."""
         if service := self.service:
             service.listener.returns(self.kernel_id, self._session_id)
         return super().connect()
 
     def disconnect(self) -> Any:
-        """As Jupyter does, which keeps the streams of the last page only."""
+        """Disconnect as Jupyter does. It keeps only the last page's streams: the listener takes those of others."""
         service, stream = self.service, None
         others = self.multi_kernel_manager._kernel_connections.get(self.kernel_id, 0) > 1
         if service and others and service.listener.awaits(self.kernel_id, self._session_id):
@@ -77,7 +77,7 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
         return str(self.session_key).partition(":")[2]
 
     def handle_incoming_message(self, incoming_msg: Any) -> None:
-        """From the browser: let it wait, or note it and hand it on."""
+        """Handle a message from the browser: while the gate is shut, let it wait; otherwise note and forward it."""
         gate = self.gate
         if gate and gate.shut:
             gate.waiting.append((self, incoming_msg))
@@ -96,14 +96,14 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
         return self not in self._open_sockets
 
     def _page(self) -> TorporWebsocketConnection | None:
-        """The websocket that its page has now: itself, or the one by which the page is back; None while it has none."""
+        """The present websocket of its page: itself, or the one by which the page has reconnected; None if neither."""
         if not self.has_gone:
             return self
         others = (other for other in self._open_sockets if isinstance(other, TorporWebsocketConnection))
         return next((other for other in others if other.session_key == self.session_key), None)
 
     def _send_for_the_gone(self, message: Any) -> None:
-        """Send a request on whose browser has gone: the kernel runs its cell all the same, as it would have before."""
+        """Forward a request whose browser has gone: the kernel runs the cell anyway, as it would without Torpor."""
         if kept := self._kept():
             self.channels = kept["channels"]
         elif all(stream.closed() for stream in self.channels.values()):
@@ -120,7 +120,7 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
         self.channels = {}
 
     def _kept(self) -> dict[str, Any] | None:
-        """What jupyter_server keeps until the page is back: its streams to the kernel, and what came by them."""
+        """What jupyter_server keeps until the page reconnects: its streams to the kernel, and their messages."""
         kept = self.multi_kernel_manager._kernel_buffers.get(self.kernel_id)
         return kept if kept and kept["session_key"] == self.session_key else None
 
@@ -140,9 +140,10 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
         super()._on_zmq_reply(stream, msg_list)
 
     def _is_for_nobody(self, stream: Any, message: Any) -> bool:
-        """Whether an undisturbed kernel would not have said it: of Torpor's own requests, or welcome once more.
+        """Whether a message must be hidden from the page: it answers Torpor's own request, or is a second welcome.
 
-        A kernel with an XPUB socket welcomes each that subscribes (JEP 65), as everybody does after a wake.
+        A kernel with an XPUB socket sends iopub_welcome to each new subscriber (JEP 65). After a wake, all clients
+        subscribe again.
         """
         header, parent = (
             (message["header"]["msg_type"].encode(), str((message["parent_header"] or {}).get("session")).encode())
@@ -163,7 +164,7 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
         self._send("iopub", "status", {"execution_state": "idle"}, header)
 
     def send_reply(self, header: dict[str, Any], content: dict[str, Any]) -> None:
-        """Give the browser a reply to a request of its own."""
+        """Send the browser a reply to one of its requests."""
         self._send("shell", header["msg_type"].replace("_request", "_reply"), content, header)
 
     def _send(self, channel: str, kind: str, content: dict[str, Any], parent: dict[str, Any]) -> None:
@@ -181,7 +182,7 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
             self.log.debug("A browser goes that would have been told of its request")
 
     def _note_progress(self, service: Service, gate: Gate, message: Any) -> None:
-        """From a kernel that was woken in the middle of requests: whether one failed, and that it is done with it."""
+        """Note messages about requests that were unanswered at a wake: whether one has failed, and when it is done."""
         kind, id = self._kind_and_parent(message)
         if id not in gate.uncertain:
             if id in gate.unanswered:
@@ -193,7 +194,7 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
             service.connections.expect_reply(self.kernel_id, id)
 
     def abort_cell(self, message: Any) -> bool:
-        """Tell the browser that a request of its own was aborted, if it is a cell; whether it is one."""
+        """If a request of the browser is a cell, tell the browser that it was aborted. Return whether it is one."""
         channel, header, _, _ = self._read(message)
         if channel != "shell" or header["msg_type"] != "execute_request":
             return False
@@ -201,7 +202,7 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
         return True
 
     def _read(self, message: Any) -> tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]:
-        """Of a message from the browser: the channel, the header, and of a cell the content and the metadata."""
+        """Read a message from the browser: channel, header, and if it is a cell, content and metadata."""
         if self.subprotocol == V1:
             channel, parts = deserialize_msg_from_ws_v1(message)
             header = self.session.unpack(parts[0])
@@ -232,7 +233,7 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
             said.begin(header, str(metadata.get("cellId", "")), str(content.get("code", "")))
 
     def _note_question(self, service: Service, message: Any) -> None:
-        """The page may go before it is answered."""
+        """Note an input request, since the page may go before it is answered."""
         if not isinstance(message, dict):
             message = dict(zip(PARTS, map(self.session.unpack, message), strict=False))
         service.registry.state(self.kernel_id).said.hear("stdin", message, 0)
@@ -250,7 +251,7 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
                 service.when_cell_ended(self.kernel_id, seconds)
 
     def _kind_and_parent(self, message: Any) -> tuple[str, str]:
-        """Of a message to the browser, which is unpacked already or not: its type, and the id of the request."""
+        """The type of a message to the browser, unpacked or not, and the id of the request that it answers."""
         if isinstance(message, dict):
             header, parent = message["header"], message["parent_header"]
         else:

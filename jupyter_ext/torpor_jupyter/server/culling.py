@@ -1,4 +1,4 @@
-"""A kernel that jupyter_server would cull is parked instead: idle work costs no memory, and is not lost."""
+"""Park the kernels that jupyter_server would cull: an idle kernel then needs no memory, and its work is not lost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _culling: ContextVar[str] = ContextVar("torpor_culling", default="")
 def park_when_culling(manager: Any, service: Service) -> None:
     """Make a kernel manager park what it would cull; what cannot be parked stays alive, and the log says why.
 
-    Whether a kernel is idle is jupyter_server's own decision (cull_kernel_if_idle); only the shutdown in it is ours.
+    jupyter_server itself decides whether a kernel is idle (cull_kernel_if_idle). Only the shutdown is replaced.
     """
     decide, shut_down = manager.cull_kernel_if_idle, manager.shutdown_kernel
 

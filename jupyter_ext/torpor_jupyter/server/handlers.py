@@ -26,7 +26,7 @@ DESCRIPTION = Path(__file__).with_name("api.yaml").read_bytes()
 MAX_NAME, MAX_NOTE = 200, 4000
 """Characters."""
 UNSHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters but tab and line feed, those that turn the direction of what follows, and halves of pairs."""
+"""Control characters except tab and line feed, characters that change the text direction, and lone surrogates."""
 
 _STATUS: dict[type[errors.TorporError], int] = {
     errors.NotFound: 404,
@@ -42,7 +42,7 @@ Action = Callable[..., Awaitable[None]]
 
 
 def errors_as_answers(action: Action) -> Action:
-    """Turn Torpor's errors into answers: the reason as the message, what to do next beside it."""
+    """Turn Torpor's errors into HTTP answers, with the reason as the message, and the advice in a field of its own."""
 
     @wraps(action)
     async def wrapped(self: TorporHandler, *arguments: str, **named: str) -> None:
@@ -56,7 +56,7 @@ def errors_as_answers(action: Action) -> Action:
 
 
 class TorporHandler(APIHandler):
-    """What the handlers share."""
+    """The base class of the handlers."""
 
     auth_resource = "torpor"
 
@@ -67,7 +67,7 @@ class TorporHandler(APIHandler):
         return service
 
     def body(self, **wanted: type) -> dict[str, Any]:
-        """The fields of the request's JSON body; one that is unknown, or of another type, is a bad request."""
+        """The fields of the request's JSON body. An unknown field, or one of a wrong type, is answered by 400."""
         try:
             body = self.get_json_body() or {}
         except UnicodeDecodeError:
@@ -93,11 +93,11 @@ class TorporHandler(APIHandler):
 
 
 class Off(APIHandler):
-    """All of it, in a server in which Torpor does nothing."""
+    """Answers all requests in a server in which Torpor is not active."""
 
     @web.authenticated
     async def get(self) -> None:
-        """Say why."""
+        """Send the reason why Torpor is not active."""
         self.set_status(409)
         self.finish({"message": self.settings["torpor_why_off"]})
 
@@ -105,7 +105,7 @@ class Off(APIHandler):
 
 
 class Description(TorporHandler):
-    """The API itself."""
+    """The description of the API."""
 
     @web.authenticated
     @authorized
@@ -133,23 +133,23 @@ class Kernel(TorporHandler):
     @authorized
     @errors_as_answers
     async def get(self, kernel_id: str) -> None:
-        """Describe it, with the progress of what is being done to it."""
+        """Describe the kernel, with the progress of the operation on it."""
         self.answer(self.service.registry.describe(kernel_id))
 
 
 class Park(TorporHandler):
-    """Parking."""
+    """Parks a kernel."""
 
     @web.authenticated
     @authorized("execute")
     @errors_as_answers
     async def post(self, kernel_id: str) -> None:
-        """Keep the kernel and end its process."""
+        """Save the kernel and end its process."""
         self.answer(await self.service.park(kernel_id, **self.body(name=str)))
 
 
 class Resume(TorporHandler):
-    """Waking."""
+    """Wakes a parked kernel."""
 
     @web.authenticated
     @authorized("execute")
@@ -160,25 +160,25 @@ class Resume(TorporHandler):
 
 
 class Cells(TorporHandler):
-    """Cells that still run, or have run since, whose page has gone."""
+    """The cells whose pages have gone, that run or have ended since."""
 
     @web.authenticated
     @authorized("execute")
     @errors_as_answers
     async def post(self, kernel_id: str) -> None:
-        """Give them to the page that has this session, with all that the kernel has said of them."""
+        """Give them to the page with this session, with the kernel's messages about them."""
         body = self.body(session=str)
         self.answer(self.service.take_cells(kernel_id, body.get("session", "")))
 
 
 class Cancel(TorporHandler):
-    """Giving up."""
+    """Cancels an operation."""
 
     @web.authenticated
     @authorized("execute")
     @errors_as_answers
     async def post(self, kernel_id: str) -> None:
-        """Give up what is being done to the kernel."""
+        """Cancel the operation on the kernel."""
         self.body()
         self.answer(self.service.operations.cancel(kernel_id))
 
@@ -197,7 +197,7 @@ class Checkpoints(TorporHandler):
     @authorized("execute")
     @errors_as_answers
     async def post(self, kernel_id: str) -> None:
-        """Make one; the kernel runs on."""
+        """Make a checkpoint; the kernel runs on."""
         self.answer(await self.service.save(kernel_id, **self.body(name=str, note=str)), 201)
 
 
@@ -219,7 +219,7 @@ class TheStore(TorporHandler):
     @authorized
     @errors_as_answers
     async def get(self) -> None:
-        """Tell how much it holds, and what is saved and removed automatically."""
+        """Describe the size of the store, and what is saved and removed automatically."""
         store = self.service.registry.store
         used = await self.service.workers.read(store.used)
         self.answer({"path": store.path, "used": used, **self.settings["torpor_rules"]})
@@ -243,37 +243,37 @@ class Checkpoint(TorporHandler):
     @authorized("execute")
     @errors_as_answers
     async def delete(self, kernel_id: str, checkpoint_id: str) -> None:
-        """Delete it, and tell the bytes that it held alone."""
+        """Delete the checkpoint, and send how many bytes only it held."""
         report = await self.service.checkpoints.delete(kernel_id, checkpoint_id)
         self.answer({"freed": report.freed})
 
 
 class Restore(TorporHandler):
-    """Going back."""
+    """Takes a kernel back to a checkpoint."""
 
     @web.authenticated
     @authorized("execute")
     @errors_as_answers
     async def post(self, kernel_id: str, checkpoint_id: str) -> None:
-        """Take the kernel back to the checkpoint; ``undo`` is the checkpoint of what it was."""
+        """Take the kernel back to the checkpoint; ``undo`` is the checkpoint of its former state."""
         wanted = self.body(discard=bool, notebook=bool, files_as_they_are=bool)
         self.answer(await self.service.restore(kernel_id, checkpoint_id, **wanted))
 
 
 class Diff(TorporHandler):
-    """Comparing."""
+    """Compares checkpoints."""
 
     @web.authenticated
     @authorized
     @errors_as_answers
     async def get(self, kernel_id: str, checkpoint_id: str) -> None:
-        """What the checkpoint has that the one named by ``with`` has not; by default its parent."""
+        """Compare the checkpoint with the one that ``with`` names; by default with its parent."""
         other = self.get_query_argument("with", "")
         self.answer(await self.service.checkpoints.diff(kernel_id, checkpoint_id, other))
 
 
 class Fork(TorporHandler):
-    """A second kernel."""
+    """Forks a checkpoint."""
 
     @web.authenticated
     @authorized("execute")

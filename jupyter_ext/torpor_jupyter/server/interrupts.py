@@ -1,6 +1,6 @@
-"""An interrupt of a parked kernel: no process hears it. The cells that wait for the kernel are given up, which is told.
+"""Interrupt a parked kernel: it has no process, so the cells that wait for it are aborted, and their pages are told.
 
-A cell that was running when the kernel was parked goes on with the wake, and can be interrupted then.
+A cell that was running when the kernel was parked continues after the wake, and can be interrupted then.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torpor_jupyter.kernels.service import Service
 
 
 def interrupt_parked(manager: Any, service: Service) -> None:
-    """Make a kernel manager ask Torpor's service when a kernel is to be interrupted that is parked."""
+    """Make a kernel manager pass the interrupt of a parked kernel to Torpor's service."""
     interrupt = manager.interrupt_kernel
 
     async def interrupt_kernel(kernel_id: str, *arguments: Any, **options: Any) -> None:

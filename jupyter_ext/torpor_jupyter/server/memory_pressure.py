@@ -10,10 +10,10 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 
 def available() -> float:
-    """The smallest share of memory that is left, of this host's and of each cgroup's that this process is in; 0 to 1.
+    """The share of memory that is left (0 to 1): the least of the host's and of each cgroup's of this process.
 
-    A cgroup's limit is memory.max; what it uses without its inactive file pages, which are given back at need, is what
-    counts (cgroup-v2.rst). Of version 1 nothing is known.
+    A cgroup's limit is memory.max. Its inactive file pages do not count as used, since the kernel reclaims them when
+    memory is needed (cgroup-v2.rst). Limits of cgroups of version 1 are not read.
     """
     return min(_shares(), default=1.0)
 

@@ -1,4 +1,4 @@
-"""Checkpoints without a person: every so often, after long cells, when memory gets short; and what goes to make room.
+"""Automatic checkpoints: at intervals, after long cells, and when memory is short; and which are deleted to make room.
 
 A notebook can have its own policy in its metadata: ``{"torpor": {"checkpoint_every": 5, "keep_last": 3}}``.
 """
@@ -25,14 +25,14 @@ TICK_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Policy:
-    """What a notebook, or the server, wants. 0: not at all."""
+    """The policy of a notebook or of the server. 0 turns a rule off."""
 
     checkpoint_every: float
-    """Minutes."""
+    """Minutes between two checkpoints."""
     checkpoint_after: float
-    """Seconds that a cell must have taken."""
+    """Make a checkpoint after a cell that took at least so many seconds."""
     keep_last: float
-    """How many automatic checkpoints of a kernel are kept."""
+    """How many automatic checkpoints of a kernel to keep."""
 
 
 class Policies:
@@ -54,15 +54,15 @@ class Policies:
         self._registry, self._loop = service.registry, loop
         self._tasks: set[asyncio.Task[None]] = set()
         self._failures: dict[str, str] = {}
-        """By kernel: why its last automatic checkpoint failed, which is told once."""
+        """By kernel: why its last automatic checkpoint failed. The same reason is logged only once."""
         service.when_saved = lambda kernel_id: self._begin(self._free_disk(kernel_id))
         service.when_cell_ended = lambda kernel_id, seconds: self._begin(self._cell_ended(kernel_id, seconds))
         self._begin(self._tick())
 
     def stop(self) -> None:
-        """Stop: no policy begins anything any more; what is being done to a kernel is done to its end.
+        """Stop: begin no more operations, and wait until those in progress have ended.
 
-        The engine's thread goes on in any case, and would end a kernel that nobody takes for parked.
+        The engine's thread cannot be cancelled: it would end the process of a kernel that nobody registers as parked.
         """
         for task in self._tasks:
             task.cancel()
@@ -117,7 +117,7 @@ class Policies:
         return time.monotonic() - self._registry.state(kernel_id).saved_at
 
     async def _policy_of(self, kernel_id: str) -> Policy:
-        """The server's policy, with those of the kernel's notebook in their places."""
+        """The policy for a kernel: the server's, overridden by the settings of the kernel's notebook."""
         path = next((session["path"] for session in self._registry.describe(kernel_id)["sessions"]), None)
         found = await self._service.notebooks.settings(path) if path else {}
         names = [field.name for field in fields(Policy)]
@@ -138,7 +138,7 @@ class Policies:
     # ------------------------------------------------------------------------------------------ memory
 
     async def _free_memory(self) -> None:
-        """Park idle kernels, the largest first, until there is memory again."""
+        """Park idle kernels, the largest first, until enough memory is free."""
         for kernel_id in self._idle():
             left = memory_pressure.available() * 100
             if left >= self._park_below:
@@ -160,9 +160,9 @@ class Policies:
     # ------------------------------------------------------------------------------------------ room
 
     async def _free_disk(self, kernel_id: str) -> None:
-        """Delete automatic checkpoints that are too many of a kernel, and the oldest of all while the store is full.
+        """Delete a kernel's automatic checkpoints beyond keep_last; while the store is full, the oldest of all kernels.
 
-        What is pinned, what a kernel is parked in, and the last checkpoint of each kernel of this server stay.
+        Pinned checkpoints, those in which kernels are parked, and the last one of each kernel of this server stay.
         """
         keep = int((await self._policy_of(kernel_id)).keep_last) if kernel_id in self._registry.manager else 0
         if keep:
@@ -186,7 +186,7 @@ class Policies:
                 return  # to delete more would free nothing now; the next one that goes takes the data of this one along
 
     async def _deletable(self) -> list[CheckpointRecord]:
-        """The automatic checkpoints that may go, oldest first."""
+        """The automatic checkpoints that may be deleted, oldest first."""
         automatic = await self._service.workers.read(self._automatic)
         needed = await self._service.workers.read(self._parked)
         needed |= {self._registry.state(kernel_id).head for kernel_id in self._registry.manager.list_kernel_ids()}
@@ -206,7 +206,7 @@ class Policies:
         ]
 
     async def _delete(self, record: CheckpointRecord) -> bool:
-        """Delete a checkpoint; whether the next one could make room, which none can while the store is in use."""
+        """Delete a checkpoint. Return whether deleting more could make room: while the store is in use, it cannot."""
         try:
             report = await asyncio.shield(self._service.checkpoints.delete(record.kernel_id, record.id))
         except TorporError as error:

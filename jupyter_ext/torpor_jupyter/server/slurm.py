@@ -1,4 +1,4 @@
-"""A server in a Slurm job: when the job is preempted, its kernels are parked while there is time.
+"""A server in a Slurm job: when the job is preempted, park the kernels during the grace time.
 
 Slurm tells the start of a grace time to steps alone: a step beside the server hears it. The server itself goes on, with
 its kernels parked, until Slurm ends the batch script: one that ended by itself would end the job, and Slurm before
@@ -21,14 +21,14 @@ from torpor_slurm.preemption_cause import Cause, find_cause
 from torpor_slurm.sentinel import Sentinel
 
 PULSE = 1.0
-"""How often the step is looked at, seconds."""
+"""Seconds between two checks of the step."""
 
 
 async def watch(allocation: Allocation, preempted: Callable[[], Awaitable[None]], log: Logger) -> None:
-    """Call `preempted` whenever the job is told to leave for another one. Ends when it is cancelled.
+    """Call `preempted` whenever another job preempts this one. Runs until it is cancelled.
 
-    Where Slurm's programs are missing, as in a container, or do not answer, that is told in the log and no more: what
-    ends the job sends a SIGTERM all the same.
+    If Slurm's programs are missing, as in a container, or do not answer, this is only logged: at the end of the job
+    the server still gets SIGTERM.
     """
     with Sentinel(
         allocation, partial(log.warning, "Cannot listen for a preemption of job %s: %s", allocation.job)

@@ -1,7 +1,7 @@
 -- SPDX-License-Identifier: BSD-3-Clause
 --
--- What a site's job_submit.lua and cli_filter.lua do for jobs whose script calls `torpor run`, so that users need to
--- remember nothing. Both kinds of plugin of Slurm load it with dofile(); see docs/slurm-admin.md.
+-- The part of a site's job_submit.lua and cli_filter.lua for jobs whose script calls `torpor run`: it sets the options
+-- that users would otherwise have to remember. Both plugins load it with dofile(); see docs/slurm-admin.md.
 
 local torpor = {}
 
