@@ -211,7 +211,7 @@ def _output(stream: TextIO, number: int) -> TextIO:
     """Make a stream that replaces Python's own, which would keep what cannot be written."""
     buffer = io.BufferedWriter(_Output(number, "w", closefd=False))
     lines = number == 2 or stream.isatty()
-    # What the locale has no character for, in a tag or a file's name, is shown escaped.
+    # Characters of tags and file names that the locale's encoding lacks are shown escaped.
     return io.TextIOWrapper(buffer, stream.encoding, "backslashreplace", line_buffering=lines)
 
 
@@ -245,7 +245,7 @@ def _tell(error: Exception, session: Session) -> int:
 
 
 def _from_the_command(frames: TracebackType | None) -> TracebackType | None:
-    """The part of a traceback behind the frames of the library that has parsed the command line."""
+    """The part of a traceback below the frames of click, which parses the command line."""
     last = frames
     at = frames
     while at:

@@ -120,7 +120,7 @@ class DurationType(ParamType):
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Parse the text; zero and anything that is no time span is a usage error."""
+        """Parse the text. Zero, or text that is not a time span, is a usage error."""
         if isinstance(value, (int, float)):
             return float(value)
         try:
@@ -161,7 +161,7 @@ def hear_of_children() -> None:
 
 @contextmanager
 def interrupted(text: str) -> Iterator[None]:
-    """If Ctrl-C ends the block, have the error say what became of it."""
+    """If Ctrl-C ends the block, add `text` to the error: how far the work got."""
     try:
         yield
     except KeyboardInterrupt:
@@ -169,7 +169,7 @@ def interrupted(text: str) -> Iterator[None]:
 
 
 def note(text: str) -> None:
-    """Print a note, which is no error, on standard error."""
+    """Print a note on standard error: a message that is not an error."""
     tell(f"torpor: note: {text}")
 
 

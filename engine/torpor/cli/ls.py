@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("ID", "AGE", "SIZE", "NEW", "HOST", "WHAT")
 GIVE_WAY = {"HOST": 40, "SIZE": 40, "NEW": 40, "AGE": 16}
-"""What is left out, in this order, where a terminal has fewer characters left for WHAT."""
+"""Columns that are left out, in this order, if the terminal is so narrow that fewer characters remain for WHAT."""
 
 
 @click.command("ls")

@@ -44,7 +44,7 @@ def _is_error(kind: object) -> TypeGuard[type[errors.TorporError]]:
 
 
 def _leaves(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
-    """Every command that does something, with all of its name."""
+    """Every command that is not a group, with its full name."""
     if not isinstance(command, click.Group):
         yield name, command
         return
@@ -79,6 +79,6 @@ def _first(text: str | None) -> str:
 
 
 def _text(text: str) -> str:
-    """Escape what roff would take for its own."""
+    """Escape text that roff would interpret."""
     escaped = text.replace("\\", r"\e").replace("-", r"\-").replace('"', r"\(dq")
     return rf"\&{escaped}" if escaped.startswith((".", "'")) else escaped

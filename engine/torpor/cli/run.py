@@ -60,7 +60,7 @@ def command(
     except SettingError as error:
         if allocation is None or not allocation.restarts:
             raise
-        note(f"{error}; this run of a job that goes on does without configuration files")
+        note(f"{error}; the job continues in this run without its configuration files")
         settings.without_files()
     if allocation is None:
         if script is not None:

@@ -51,9 +51,9 @@ _PROC = "a capsule has its own mount of /proc"
 _AGAIN = "anonymous shared memory and a program whose file was removed come back as memfds"
 _LATER = "only a save reads it; the check of a restore does not"
 _JUDGED = "it may differ on another host; validation accepted the difference before the restore began"
-_WARNED = "the restorer may not set the old value; a warning says so"
-_SHOWN = "the file was removed and something else has its name by now; a warning says so"
-_APART = "what it has of System V comes back in an IPC namespace of its own"
+_WARNED = "the user who restores may not set the old value; a warning says so"
+_SHOWN = "the file was removed and another file has its name now; a warning says so"
+_APART = "its System V objects come back in a new IPC namespace"
 _UNSEEN_FLAGS: Final = 0o100000 | os.O_NOFOLLOW
 """O_LARGEFILE, which every open(2) of a 64-bit program sets, and flags that matter only during open(2)."""
 _TEMPORARY: Final = O_TMPFILE | os.O_DIRECTORY  # older kernels see O_DIRECTORY only, and fail
@@ -118,7 +118,7 @@ def _but_for_timers(before: Any, after: Any) -> bool:
 
 
 def _shown(info: bytes) -> bytes:
-    """Return what the receiver can see of a signal: of a SIGSTOP only the stop itself."""
+    """Return what the receiver can see of a signal: for SIGSTOP, that is only the stop itself."""
     return info[:4] if _signal(info)[0] == signal.SIGSTOP else info
 
 
@@ -273,7 +273,7 @@ ALLOWED: Final = (
     *(
         Allowed(
             f"processes.{field}",
-            "0 is one outside of the PID namespace, which nobody can join; with --detach the restore makes one",
+            "0 is one outside of the PID namespace, which cannot be joined; with --detach the restore makes one",
             "PID, parent, process group, session",
             partial(_was_unknown, field),
         )
@@ -281,7 +281,7 @@ ALLOWED: Final = (
     ),
     Allowed(
         "processes.autogroup_nice",
-        "a session outside of the tree has its own; one that cannot be lowered for want of a privilege is a warning",
+        "a session outside of the tree has its own; if the user may not lower the value, a warning says so",
         "The nice value of a session as a whole",
         lambda before, after: before.sid in OUTSIDE or after.autogroup_nice > before.autogroup_nice,
         at="building",
@@ -321,7 +321,7 @@ ALLOWED: Final = (
     ),
     Allowed(
         "processes.credentials.cap_bounding",
-        "a user's tree has the bounding set of whoever wakes it; in a capsule execve must not gain a capability",
+        "a user's tree gets the bounding set of the user who wakes it; in a capsule execve must not gain a capability",
         _CAPABILITIES,
         lambda _, after: not after.cap_permitted and 0 not in after.uids,
     ),

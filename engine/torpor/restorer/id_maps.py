@@ -31,7 +31,7 @@ MOST: Final = 120
 _SAID: Final = 400
 """The most bytes of a helper's output that a message repeats."""
 END: Final = 2**32 - 1
-"""(uid_t) -1, which is no valid id."""
+"""(uid_t) -1, which is not a valid id."""
 
 
 @dataclass(frozen=True)

@@ -208,7 +208,7 @@ def warnings(where: Setting, ids: Mapped | None) -> Iterator[str]:
     foreign = where.joined - {os.getsid(0), os.getpgrp()}
     if foreign:
         shown = ", ".join(map(str, sorted(foreign)))
-        yield f"it is in your session now, and in your process group: others have the numbers of its own ({shown})"
+        yield f"it is in your session now, and in your process group: other processes have its own ids ({shown})"
 
 
 def _group_name(gid: int) -> str:

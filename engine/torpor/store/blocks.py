@@ -40,7 +40,7 @@ class BlockTable:
         return bytes(self.hashes[HASH * row : HASH * (row + 1)])
 
     def extend(self, other: BlockTable, begin: int, end: int, packs: Mapping[int, int]) -> None:
-        """Append rows of another table; `packs` maps its pack numbers to ours."""
+        """Append rows of another table; `packs` maps its pack numbers to those of this table."""
         self.offsets += other.offsets[begin:end]
         self.lengths += other.lengths[begin:end]
         self.packs.extend(map(packs.__getitem__, other.packs[begin:end]))

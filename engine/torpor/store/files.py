@@ -44,7 +44,7 @@ _ADVICE: Final = {
     errno.EACCES: "give a store that belongs to you with --store",
     errno.EPERM: "give a store that belongs to you with --store",
     errno.EMFILE: "raise the limit on open files: see `ulimit -n`",
-    errno.ENOENT: "a part of the store is missing, or was removed meanwhile: `torpor verify --all` tells what is whole",
+    errno.ENOENT: "a part of the store is missing, or has been removed: `torpor verify --all` shows what is intact",
 }
 
 
@@ -318,12 +318,12 @@ _OURS: Final = {"snapshots", "packs", "slurm", "jupyter", "lost+found"}
 
 
 def check_unused(path: str) -> None:
-    """Raise StoreError if a directory has other files: it is somebody's home, say, and no place for a store."""
+    """Raise StoreError if a directory has other files: it is a home directory, say, and must not become a store."""
     with as_store_errors(path, "cannot read it"):
         others = sorted(set(os.listdir(path)) - _OURS)
     if others:
         raise StoreError(
-            f"{path} is no store, and is not empty (it has {others[0]!r})",
+            f"{path} is not a store, and is not empty (it has {others[0]!r})",
             advice="give a new or an empty directory with --store or $TORPOR_STORE",
         )
 

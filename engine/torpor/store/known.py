@@ -137,7 +137,7 @@ class KnownBlocks:
         return self.packs[number], self.table.offsets[row], self.table.lengths[row]
 
     def _look_further(self, digest: bytes) -> int | None:
-        """Read older manifests until one has the block, or what is missing is not worth it."""
+        """Read older manifests until one has the block, or until too little data is missing to be worth another one."""
         row = None
         while row is None and self._missing >= WORTH and next(self._older, self) is not self:
             self._missing -= WORTH

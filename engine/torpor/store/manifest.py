@@ -90,7 +90,7 @@ def new_id(newest: str | None) -> str:
             before = datetime.strptime(newest[:18] + "000", "%Y%m%d-%H%M%S%f")
             stamp = _stamp(before + timedelta(milliseconds=1))
         except (ValueError, OverflowError):
-            pass  # a made-up name that is no time: nothing can sort after it
+            pass  # `newest` is a forged id without a valid time: no id can be made to sort after it
     return stamp + "-" + "".join("abcdefghijklmnopqrstuvwxyz234567"[byte % 32] for byte in os.urandom(6))
 
 

@@ -142,7 +142,7 @@ def import_file(path: str, store: str, progress: Progress | None) -> SnapshotInf
 
 
 def _damaged(path: str, why: str) -> ImageDamaged:
-    return ImageDamaged(f"{path} is no exported snapshot, or a damaged one: {why}", advice="export it again")
+    return ImageDamaged(f"{path} is not an exported snapshot, or it is damaged: {why}", advice="export it again")
 
 
 def _read(fd: int, path: str, size: int, offset: int) -> bytearray:

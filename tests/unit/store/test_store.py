@@ -30,7 +30,7 @@ def test_what_goes_in_comes_out(store: Store) -> None:
 def test_a_directory_with_other_files_is_no_store(tmp_path: Path) -> None:
     store = Store(tmp_path)
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(StoreError, match=r"is no store, and is not empty \(it has 'thesis.tex'\)"):
+    with pytest.raises(StoreError, match=r"is not a store, and is not empty \(it has 'thesis.tex'\)"):
         store.create()
     assert os.listdir(tmp_path) == ["thesis.tex"]
     (tmp_path / "thesis.tex").unlink()
