@@ -28,7 +28,7 @@ WORDS = {
     "namespace.c": ["namespace"],
     "namespace_file.py": ["a net namespace of this host"],
     "landlock.c": ["Landlock"],
-    "leader_gone.c": ["first thread"],
+    "leader_gone.c": ["main thread"],
     "no_code.c": ["writable and executable"],
     "not_yet.py": ["a netlink socket (generic)", "messages of the kernel wait", "24 bytes were sent on its connection"],
     "outsider.py": ["outside", "was not accepted yet whose", "data was sent on a connection to it"],

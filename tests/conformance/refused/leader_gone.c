@@ -1,4 +1,4 @@
-/* A process whose first thread has ended while another runs on. */
+/* A process whose main thread has ended while another runs on. */
 #include "ready.h"
 
 static void *thread(void *unused)
