@@ -85,11 +85,13 @@ class Mapping(NamedTuple):
         return self.perms[1:2] == b"w"
 
 
-@lru_cache(
-    1 << 16
-)  # as many as a process may have, unless vm.max_map_count was raised: maps and smaps are read in turn
+@lru_cache(1 << 16)
 def parse_mapping(line: bytes) -> Mapping:
-    """Parse one line of maps or one heading of smaps. Cached, since most lines do not change between checkpoints."""
+    """Parse one line of maps or one heading of smaps.
+
+    Cached, since most lines do not change between checkpoints, and maps and smaps are read in turn: room for as many
+    mappings as a process may have, unless vm.max_map_count was raised.
+    """
     fields = line.split(None, 5)
     start, _, end = fields[0].partition(b"-")
     inode = int(fields[4])

@@ -17,10 +17,10 @@ from functools import partial
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from torpor.image import image_pb2 as pb
-from torpor.objects.paths.directories import is_makeshift
+from torpor.objects.paths.file_names import is_makeshift
 from torpor.objects.paths.opener import O_TMPFILE
 from torpor.objects.process.birth_order import OUTSIDE
-from torpor.objects.sockets import common, unix_paths
+from torpor.objects.sockets import common
 from torpor.objects.sockets.tcp_connections import BEFORE_MPTCP_CONNECTS, IPPROTO_MPTCP
 
 Parents: TypeAlias = Callable[[Any, Any], Any]
@@ -73,7 +73,7 @@ def _was_unknown(field: str, before: Any, _: Any) -> bool:
 
 
 def _has_new_name(before: Any, after: Any) -> bool:
-    return bool(before.moved and after.name.startswith(unix_paths.PREFIX))
+    return bool(before.moved and is_makeshift(after.name))
 
 
 def _is_apart_since(before: Any, after: Any) -> bool:

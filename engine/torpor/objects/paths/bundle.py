@@ -37,7 +37,7 @@ from torpor.objects.memory.own_pages import PageWriter
 from torpor.objects.memory.shared_memory import LONGEST_NAME
 from torpor.objects.paths import fingerprints
 from torpor.objects.paths.file_content import fill, make_room
-from torpor.objects.paths.file_names import OF_KERNEL
+from torpor.objects.paths.file_names import MAKESHIFT, OF_KERNEL
 from torpor.objects.paths.opener import Opener, Openers
 from torpor.objects.paths.small_files import Copy
 from torpor.remote.sys import closed_on_error, memfd_create
@@ -280,7 +280,7 @@ def _put_back(bundled: pb.Bundle, reader: SnapshotReader, owner: tuple[int, int]
     """Write it under another name first: if the restore is killed, nothing incomplete has the file's name."""
     if OF_KERNEL.match(bundled.path) or not bundled.path.startswith(b"/"):
         raise RestoreFailed(f"the image has a bundled file with an impossible name: {bundled.path!r}")
-    draft = os.path.join(os.path.dirname(bundled.path), b".torpor-" + blake3(bundled.path).hexdigest()[:16].encode())
+    draft = os.path.join(os.path.dirname(bundled.path), MAKESHIFT + blake3(bundled.path).hexdigest()[:16].encode())
     fd = _draft(draft, opener)
     try:
         try:

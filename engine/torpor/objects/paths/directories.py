@@ -19,11 +19,10 @@ from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.errors import Reason
 from torpor.image.image_pb2 import Inode
-from torpor.objects.paths.file_names import DELETED
+from torpor.objects.paths.file_names import DELETED, is_makeshift, makeshift_name
 from torpor.objects.paths.opener import Identity, Opener
 from torpor.remote.sys import closed_on_error
 
-_MAKESHIFT = b".torpor-"
 _SPARE = (b"/tmp", b"/dev/shm")
 """Where to make a removed directory if none of its old parents can hold it."""
 
@@ -149,9 +148,7 @@ def somewhere(path: bytes, opener: Opener, make: Callable[[bytes], int]) -> int:
         failed = error
     for place in _places(path):
         try:
-            # No PID in the name: another restore may have the same PID, in a capsule or on a node that shares the
-            # directory.
-            return make(place + b"/" + _MAKESHIFT + os.urandom(8).hex().encode())
+            return make(place + b"/" + makeshift_name())
         except OSError as error:
             failed = error
     raise failed
@@ -163,11 +160,6 @@ def shown_otherwise(path: bytes, fd: int) -> list[str]:
     if not is_makeshift(name):
         return []
     return [f"{os.fsdecode(path)}, which was removed, is shown as {os.fsdecode(name)}: its name was taken"]
-
-
-def is_makeshift(path: bytes) -> bool:
-    """Whether `somewhere` has made up this name, because the old one was not free."""
-    return os.path.basename(path).startswith(_MAKESHIFT)
 
 
 @contextmanager

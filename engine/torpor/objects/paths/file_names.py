@@ -17,6 +17,8 @@ DELETED = " (deleted)"
 """The kernel appends this to the path of a file that has lost this name (fs/d_path.c)."""
 OF_KERNEL = re.compile(rb"/(proc|sys)(/|$)")
 """Names of files that the kernel generates."""
+MAKESHIFT = b".torpor-"
+"""Prefix of the names that a restore makes up."""
 _MADE_UP = (b"/memfd:", b"/dev/zero", b"/SYSV", b"/anon_hugepage")
 """How the names of objects that were never on a file system begin in maps."""
 
@@ -100,3 +102,15 @@ class Names:
             self._found[key] = None if name is None else os.fsencode(name)
         name_now = self._found[key]
         return mapping if name_now is None else mapping._replace(name=name_now)
+
+
+def makeshift_name() -> bytes:
+    """Make up a name. It has no PID: another restore may have the same, in a capsule or on a node that shares the
+    directory.
+    """
+    return MAKESHIFT + os.urandom(8).hex().encode()
+
+
+def is_makeshift(path: bytes) -> bool:
+    """Whether a restore has made up this name, because the old one was not free."""
+    return os.path.basename(path).startswith(MAKESHIFT)

@@ -25,7 +25,7 @@ from typing import NamedTuple
 from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.image.image_pb2 import UnixSocket as UnixMessage
-from torpor.objects.paths.file_names import is_gone
+from torpor.objects.paths.file_names import MAKESHIFT, is_gone, makeshift_name
 from torpor.objects.paths.opener import Opener
 from torpor.objects.sockets import addresses
 from torpor.remote.children import forked
@@ -38,8 +38,6 @@ SIOCUNIXFILE = 0x89E0
 """An ioctl that opens a bound socket's file with O_PATH (include/uapi/linux/un.h; CAP_NET_ADMIN)."""
 CLONE_FS, CLONE_NEWUSER = 0x200, 0x10000000
 RENAME_NOREPLACE = 1
-PREFIX = b".torpor-"
-"""Prefix of the names that a restore makes up."""
 _MANY = 4096
 """The most names of a directory to look at."""
 
@@ -196,19 +194,19 @@ class Bound:
         """Bind a socket to a name that starts in a new directory: in `home`, or in that for temporary files."""
         import tempfile  # noqa: PLC0415  seldom needed, and slow
 
-        folder = tempfile.mkdtemp(prefix=PREFIX, dir=home or os.fsencode(tempfile.gettempdir()))
+        folder = tempfile.mkdtemp(prefix=MAKESHIFT, dir=home or os.fsencode(tempfile.gettempdir()))
         self._folders.append(folder)
         at = os.path.normpath(os.path.join(folder, name.lstrip(b"/")))
         if not name or not at.startswith(folder + b"/") or not _bound_below(folder, at, sock, name):
             self._warn(name)
-            name = _new_name()
+            name = makeshift_name()
             at = os.path.join(folder, name)
             _within(_opened(folder), lambda: sock.bind(name))
         return at
 
     def _hide(self, opener: Opener, at: bytes, unix: UnixMessage) -> bytes:
         """Give a file a temporary name that nobody else uses."""
-        hidden = os.path.join(os.path.dirname(at), _new_name())
+        hidden = os.path.join(os.path.dirname(at), makeshift_name())
         _rename(opener, at, hidden)
         self._made[-1] = (opener, hidden)
         return self._wait(opener, hidden, unix)
@@ -291,10 +289,6 @@ def for_python(name: bytes) -> Iterator[bytes]:
         yield b"/proc/self/fd/%d" % found
     finally:
         os.close(found)
-
-
-def _new_name() -> bytes:
-    return PREFIX + os.urandom(8).hex().encode()
 
 
 def _rename(opener: Opener, here: bytes, there: bytes) -> None:
