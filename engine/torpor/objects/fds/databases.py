@@ -17,10 +17,11 @@ from torpor.errors import NO_ROOM, Reason, Refused
 from torpor.objects.fds import locks
 from torpor.objects.fds.files import SQLITE
 from torpor.objects.kind import FdReference, GrabbedDescriptors, name
+from torpor.objects.paths.small_files import key_of
 
 _PENDING, _SHARED_LAST = 0x40000000, 0x40000000 + 511
 """The bytes that are locked in a transaction, from the pending byte to the last of the shared ones."""
-_READ_VERSION, _WAL = 19, 2
+_READ_VERSION, _WAL = 19, b"\2"
 """The offset of the read version in the header, and its value for a write-ahead log. A database with such a log is
 locked as long as it is open, and its transactions show in another file.
 """
@@ -35,8 +36,8 @@ def transactions(tree: GrabbedDescriptors) -> list[Reason]:
     found: dict[tuple[int, int], Reason] = {}
     for holder, lines in tree.locked.items():
         held = tree.by_holder[holder]
-        key = held.stat.st_dev, held.stat.st_ino
-        if key in found or id(held) in tree.lease_signals:  # opening the file would break its lease
+        key = key_of(held.stat)
+        if key in found or held.leased:  # opening the file would break its lease
             continue
         if any(_PENDING <= lock.start <= _SHARED_LAST for lock in locks.parse(lines)) and _is_database(holder):
             why = "a transaction of SQLite is under way in it"
@@ -60,4 +61,4 @@ def _is_database(holder: FdReference) -> bool:
             raise
         return True  # unreadable, but it has the locks of a database
     # A new database is empty until its first transaction is over.
-    return not header or (header.startswith(SQLITE) and header[_READ_VERSION] != _WAL)
+    return not header or (header.startswith(SQLITE) and header[_READ_VERSION:] != _WAL)

@@ -46,6 +46,7 @@ def found(tree: FdReference) -> list[str]:
         ('base.execute("create table t(a)")', False),
         ('base.executescript("pragma journal_mode = wal; create table t(a)")', False),  # locked as long as it is open
         ("f = open('base', 'wb'); f.write(bytes(100)); f.flush(); fcntl.lockf(f, fcntl.LOCK_EX)", False),
+        ("f = open('base', 'wb'); f.write(b'SQLite format 3\\0'); f.flush(); fcntl.lockf(f, 2, 1, 1 << 30)", True),
         ("f = open('b', 'wb'); f.write(bytes(9)); f.flush(); fcntl.lockf(f, fcntl.LOCK_EX, 1, 0x40000001)", False),
     ],
 )
