@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -89,6 +90,18 @@ class Server:
     async def end(self) -> None:
         """Shut down the kernels."""
         await self.manager.shutdown_all(now=True)
+
+
+def run(server: Server, work: Coroutine[Any, Any, None]) -> None:
+    """Run a test, and shut down its kernels."""
+
+    async def all_of_it() -> None:
+        try:
+            await work
+        finally:
+            await server.end()
+
+    asyncio.run(all_of_it())
 
 
 @pytest.fixture(autouse=True)

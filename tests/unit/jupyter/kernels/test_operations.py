@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import subprocess
-from collections.abc import Coroutine
 from concurrent.futures import Future
 from datetime import datetime, timezone
 from types import SimpleNamespace
@@ -15,25 +14,13 @@ from typing import Any
 import pytest
 
 import torpor
-from tests.unit.jupyter.conftest import Server
+from tests.unit.jupyter.conftest import Server, run
 from torpor.errors import NotFound, Reason, Refused, RestoreFailed, TorporError
 from torpor_jupyter.data.records import CheckpointRecord, KernelRecord
 from torpor_jupyter.kernels import ipython, operations, provisioner
 from torpor_jupyter.kernels.process import KernelProcess
 from torpor_jupyter.kernels.registry import kernel_info_of
 from torpor_jupyter.kernels.state import Cancelled, Operation, Unsuitable
-
-
-def run(server: Server, work: Coroutine[Any, Any, None]) -> None:
-    """Run a test, and shut down its kernels."""
-
-    async def all_of_it() -> None:
-        try:
-            await work
-        finally:
-            await server.end()
-
-    asyncio.run(all_of_it())
 
 
 def test_a_kernel_is_saved_parked_and_woken(server: Server, process: subprocess.Popen[bytes]) -> None:

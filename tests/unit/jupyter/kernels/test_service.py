@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import subprocess
-from collections.abc import Coroutine
-from typing import Any
 
 import pytest
 
-from tests.unit.jupyter.conftest import Server
+from tests.unit.jupyter.conftest import Server, run
 from torpor.errors import NotFound
 from torpor_jupyter.kernels.service import _files
 from torpor_jupyter.kernels.state import Unsuitable
-
-
-def run(server: Server, work: Coroutine[Any, Any, None]) -> None:
-    async def all_of_it() -> None:
-        try:
-            await work
-        finally:
-            await server.end()
-
-    asyncio.run(all_of_it())
 
 
 def test_what_lives_cannot_be_woken(server: Server, process: subprocess.Popen[bytes]) -> None:

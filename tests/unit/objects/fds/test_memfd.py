@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.objects.fds.descriptor_tree import Acting, FdReference, holder, opened
+from tests.unit.objects.fds.descriptor_tree import Acting, FdReference, dumped, holder, opened
 from torpor.image import image_pb2 as pb
 from torpor.image.image_pb2 import Tree
 from torpor.objects.fds import descriptors, memfd
@@ -86,9 +86,7 @@ def test_seals_that_cannot_be_read_are_not_taken_for_none(monkeypatch: pytest.Mo
 
 
 def test_they_come_back_at_their_positions_as_one_file() -> None:
-    with holder(MADE + "\nready(m=m, again=again, copy=copy)\nwait()") as tree:
-        fds = tree.ready()
-        image = tree.dump()
+    fds, image = dumped(MADE + "\nready(m=m, again=again, copy=copy)\nwait()")
     image.shared.add(kind=pb.SharedMemory.MEMFD, name=b"mine", size=7)
     made = memfd_create(b"mine")
     os.write(made, b"content")

@@ -48,7 +48,7 @@ wait()
 
 
 def test_a_full_pipe_and_one_in_many_small_pieces() -> None:
-    with holder(
+    fds, image = dumped(
         """
 r, w = os.pipe(); os.set_blocking(w, False)
 os.write(w, bytes(1 << 16))
@@ -57,9 +57,7 @@ for i in range(16): os.write(q, bytes([i]) * (i + 1))
 ready(r=r, w=w, p=p, q=q)
 wait()
 """
-    ) as tree:
-        fds = tree.ready()
-        image = tree.dump()
+    )
     with opened(image) as woken:
         with pytest.raises(BlockingIOError):
             os.write(woken(fds["w"]), b"x")
@@ -69,9 +67,7 @@ wait()
 
 
 def test_a_pipe_is_smaller_where_a_user_may_have_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    with holder("r, w = os.pipe(); fcntl.fcntl(w, 1031, 1 << 18); os.write(w, b'x' * 100)\nready(r=r)\nwait()") as tree:
-        fds = tree.ready()
-        image = tree.dump()
+    fds, image = dumped("r, w = os.pipe(); fcntl.fcntl(w, 1031, 1 << 18); os.write(w, b'x' * 100)\nready(r=r)\nwait()")
     before = fcntl.fcntl
 
     def stingy(fd: int, command: int, argument: int = 0) -> int:
@@ -139,7 +135,7 @@ wait()
 
 
 def test_an_end_that_was_opened_again_is_a_description_of_its_own() -> None:
-    with holder(
+    fds, image = dumped(
         """
 r, w = os.pipe()
 n = os.open(f"/proc/self/fd/{r}", os.O_RDONLY | os.O_NONBLOCK)
@@ -147,9 +143,7 @@ b = os.open(f"/proc/self/fd/{r}", os.O_RDWR)
 ready(r=r, w=w, n=n, b=b)
 wait()
 """
-    ) as tree:
-        fds = tree.ready()
-        image = tree.dump()
+    )
     with opened(image) as woken:
         assert len(image.pipes) == 1
         assert [os.get_blocking(woken(fds[name])) for name in "rnwb"] == [True, False, True, True]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.objects.fds.descriptor_tree import Acting, holder, opened
+from tests.unit.objects.fds.descriptor_tree import Acting, dumped, holder, opened
 from torpor.arch.x86_64 import NR
 from torpor.image.image_pb2 import Tree
 from torpor.objects.fds import descriptors, timerfd
@@ -21,7 +21,7 @@ from torpor.remote.sys import syscall
 
 def test_timers_keep_what_has_expired(acting: Acting) -> None:
     def body(_: Path) -> None:
-        with holder(
+        fds, image = dumped(
             """
 def timer(clock, value, interval):
     fd = syscall(NR.timerfd_create, clock, os.O_NONBLOCK)
@@ -34,10 +34,7 @@ c = timer(7, 10**12, 0)
 ready(a=a, b=b, c=c)
 wait()
 """
-        ) as tree:
-            fds = tree.ready()
-            assert tree.survey() == []
-            image = tree.dump()
+        )
         with opened(image) as woken:
             assert int.from_bytes(os.read(woken(fds["a"]), 8), sys.byteorder) >= 10
             assert select.select([woken(fds["a"])], [], [], 5)[0], "the interval goes on"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.objects.fds.descriptor_tree import Acting, holder, opened
+from tests.unit.objects.fds.descriptor_tree import Acting, dumped, holder, opened
 from tests.unit.objects.sockets.descriptor_sockets import SERVER, sock, states
 from torpor.objects.fds import descriptors
 from torpor.objects.sockets import common
@@ -230,9 +230,7 @@ def test_arming_leaves_nothing_on_the_ports() -> None:
 
 
 def test_options_that_are_never_kept_are_refused() -> None:
-    with holder(SERVER.format(family="AF_INET", host="127.0.0.1", protocol=0) + "ready(l=l.fileno())\nwait()") as tree:
-        fds = tree.ready()
-        image = tree.dump()
+    fds, image = dumped(SERVER.format(family="AF_INET", host="127.0.0.1", protocol=0) + "ready(l=l.fileno())\nwait()")
     index = next(e.description for e in image.processes[0].fds if e.fd == fds["l"])
     image.descriptions[index].tcp.options.add(level=socket.SOL_SOCKET, name=26, value=b"1234")
     assert "which is never kept" in str(descriptors.validate(image))

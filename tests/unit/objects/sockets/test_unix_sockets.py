@@ -60,7 +60,7 @@ wait()
 
 
 def test_a_full_unix_socket_comes_back_full() -> None:
-    with holder(
+    fds, image = dumped(
         """
 a, b = socket.socketpair(); a.setblocking(False)
 n = 0
@@ -75,9 +75,7 @@ except BlockingIOError: pass
 ready(a=a.fileno(), b=b.fileno(), d=d.fileno(), n=n, m=m)
 wait()
 """
-    ) as tree:
-        fds = tree.ready()
-        image = tree.dump()
+    )
     with opened(image) as woken, sock(woken, fds["b"]) as b, sock(woken, fds["d"]) as d:
         got = 0
         while got < fds["n"]:
