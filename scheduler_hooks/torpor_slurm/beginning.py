@@ -112,7 +112,7 @@ def begin(
     return here
 
 
-def anew(here: Beginning, allocation: Allocation, options: Options) -> None:
+def start_over(here: Beginning, allocation: Allocation, options: Options) -> None:
     """If an earlier run has started the application already, tell the user, and cut off the output of that run.
 
     To be called before the application starts. Nothing is cut off if the application ended by itself after it had

@@ -7,7 +7,7 @@
       env                      the SLURM_* of the current allocation, as a shell script ($TORPOR_ENV_FILE)
       script/NAME              the job's script, under the same path on every node
       bin/srun, bin/scontrol   stand-ins for both (srun_wrapper.py, own_requeue.py)
-      steps/N                  the steps that srun has begun in the job (step/place.py)
+      steps/N                  the steps that srun has begun in the job (step/job_files.py)
       room                     locked by a step that looks for processors
       requeued-itself          exists if the application itself has requeued the job
       cut/                     the ends that were cut off output files when a snapshot was woken

@@ -16,12 +16,12 @@ from types import TracebackType
 
 from torpor_slurm.allocation import Allocation
 
-SOON, AGAIN = 1.0, 60.0
+RESTART_SECONDS, RETRY_SECONDS = 1.0, 60.0
 """Seconds until a sentinel that has ended is started again: after it was killed by a signal, and after it failed to
 start.
 
 When the next one runs, the controller is asked for the cause again: a preemption may have begun meanwhile."""
-LAST_WORDS = 0.5
+STOP_SECONDS = 0.5
 """Seconds that srun has to end its step."""
 _NEEDED = ("PATH", "HOME", "LANG", "SLURM_CONF")
 """The environment variables that srun needs. It would read the SLURM_* variables of the job as options."""
@@ -36,7 +36,7 @@ class Sentinel:
         Args:
             allocation: the job's.
             trouble: called with the reason why srun cannot be started, once for each reason. Another attempt follows
-                after AGAIN seconds.
+                after RETRY_SECONDS seconds.
         """
         self._allocation = allocation
         self._trouble = trouble
@@ -44,7 +44,7 @@ class Sentinel:
         self._srun: subprocess.Popen[bytes] | None = None
         self.signal: int | None = None
         """The signal that ended the last step, if one did."""
-        self._listens = False
+        self._started = False
         self._start_at = 0.0
         """When it was last started, or is to be started again (time.monotonic())."""
 
@@ -58,28 +58,28 @@ class Sentinel:
             self._srun.stdout.close()
             self._srun.terminate()  # srun ends its step; if it does not, the step ends with the job, a moment later
             try:
-                self._srun.wait(LAST_WORDS)
+                self._srun.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 self._srun.kill()
                 self._srun.wait()
 
-    def listens(self) -> bool:
+    def has_started(self) -> bool:
         """Whether the step has started since the last call. A warning that came before that may have been missed."""
-        if self._listens:
+        if self._started:
             return False
         if self._allocation.in_step:
-            self._listens = True  # this process is part of a step, and gets the warning itself
+            self._started = True  # this process is part of a step, and gets the warning itself
             return True
         if self._srun is None:
             return False
-        self._listens = self._speaks(self._srun)
-        return self._listens
+        self._started = self._has_printed(self._srun)
+        return self._started
 
     @property
     def starting(self) -> bool:
         """Whether the step is about to start. One that has to wait for resources may take arbitrarily long."""
         waited = time.monotonic() - self._start_at
-        return self._srun is not None and not self._listens and waited < AGAIN
+        return self._srun is not None and not self._started and waited < RETRY_SECONDS
 
     def ended(self) -> bool:
         """Whether the step has ended since the last call: by a signal of Slurm, or by a fault."""
@@ -91,13 +91,14 @@ class Sentinel:
             return False
         self.signal = code - 128 if code > 128 else None  # srun(1)
         assert self._srun.stdout
-        self._start_at = time.monotonic() + (SOON if self._listens or self._speaks(self._srun) else AGAIN)
+        started = self._started or self._has_printed(self._srun)
+        self._start_at = time.monotonic() + (RESTART_SECONDS if started else RETRY_SECONDS)
         self._srun.stdout.close()
         self._srun = None
         return True
 
     @staticmethod
-    def _speaks(srun: subprocess.Popen[bytes]) -> bool:
+    def _has_printed(srun: subprocess.Popen[bytes]) -> bool:
         assert srun.stdout
         return bool(select.select([srun.stdout], [], [], 0)[0] and os.read(srun.stdout.fileno(), 1))
 
@@ -107,7 +108,7 @@ class Sentinel:
         command = ["srun", f"--jobid={self._allocation.job}", f"--nodelist={self._allocation.node}"]
         command += ["--overlap", "--nodes=1", "--ntasks=1", "--cpus-per-task=1", "--mem=0", "--mpi=none", "--quiet"]
         command += ["--job-name=torpor-sentinel", "--chdir=/", "--input=none", "--error=none"]
-        self._listens = False
+        self._started = False
         self._start_at = time.monotonic()
         try:
             self._srun = subprocess.Popen(
@@ -120,7 +121,7 @@ class Sentinel:
                 preexec_fn=_unblock if signal.pthread_sigmask(signal.SIG_BLOCK, ()) else None,  # noqa: PLW1509
             )
         except OSError as error:  # no srun, srun cannot be executed, or fork failed: this may pass
-            self._start_at += AGAIN
+            self._start_at += RETRY_SECONDS
             if (words := f"srun cannot be started: {error}") != self._printed:
                 self._printed = words
                 self._trouble(words)

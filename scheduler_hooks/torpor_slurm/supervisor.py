@@ -32,22 +32,22 @@ from torpor_slurm.run_options import Options
 from torpor_slurm.saving import Saving
 from torpor_slurm.script_around import ScriptAround
 from torpor_slurm.sentinel import Sentinel
-from torpor_slurm.step import kin, room
+from torpor_slurm.step import job_processes, processors
 from torpor_slurm.waking import wake
 
-PULSE = 5.0
+POLL_SECONDS = 5.0
 """Seconds between two checks for a later run and for the time limit."""
-SHORT_PULSE = 0.2
+SHORT_POLL_SECONDS = 0.2
 """Seconds between two checks while the sentinel is being started."""
 LEFT_AT_TIME_LIMIT = 124
 """Exit code of a job that was saved at its time limit and not requeued: that of timeout(1)."""
 FENCED = 75
 """Exit code of a run that finds a later run of the same job: EX_TEMPFAIL of sysexits.h."""
 
-LEAST_LEAD = 15.0
+MIN_LEAD_SECONDS = 15.0
 """Even the smallest job is saved this many seconds before its time limit: the controller may be slow to answer."""
 
-HEARD = frozenset(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE}
+FORWARDED = frozenset(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE}
 """Signals that the supervisor blocks, and forwards to the application when they come.
 
 SIGSEGV and the like are among them: if the supervisor itself faults, they kill it although they are blocked
@@ -58,7 +58,7 @@ _HARMLESS = (
     *(signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH),
     *(signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU),
 )
-WARNINGS = HEARD - {*_HARMLESS}
+WARNINGS = FORWARDED - {*_HARMLESS}
 """Signals that kill a program which does not catch them. Slurm may send any of them as a warning (--signal)."""
 
 
@@ -82,7 +82,7 @@ def supervise(
         NotFound, StoreError, SlurmError: there is no such program, no store, or no answer of the controller.
     """
     given = inherited_signals()
-    signal.pthread_sigmask(signal.SIG_BLOCK, HEARD)
+    signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
     try:
         return Supervisor(command, allocation, directory, options, given, embedded).run()
     finally:
@@ -123,13 +123,13 @@ class Supervisor:
         self.warned = False
         """Whether SIGTERM has come, or any warning while the application ended. Slurm may have sent the same signal to
         the application."""
-        self.handed: set[int] = set()
+        self.forwarded: set[int] = set()
         """The signals of WARNINGS that were forwarded to the application."""
         self.next_save = float("inf")
         """When the next regular save is due (time.monotonic())."""
         self.gone = False
         """Whether the supervisor has killed the application: it was saved, or a later run has begun."""
-        self.urged = False
+        self.asked_to_end = False
         """Whether a signal was forwarded that Slurm sent to end the job: the application may end because of it."""
 
     # ------------------------------------------------------------------------------------------- the story
@@ -151,12 +151,13 @@ class Supervisor:
             return 0
         word = "started" if job is None else "resumed"
         if job is None:
-            beginning.anew(self.here, self.allocation, self.options)
+            beginning.start_over(self.here, self.allocation, self.options)
             job = self._start()
         self.job = job
         lifeline.tie(job)
         if word == "resumed":
-            rebind(job.tree_pid, self.directory.state.get("processors", []), room.size(self.allocation.variables))
+            count = processors.count(self.allocation.variables)
+            rebind(job.tree_pid, self.directory.state.get("processors", []), count)
         for words in (*self.here.notes, *(f"note: {warning}" for warning in job.warnings)):
             tell(words)
         took = time.monotonic() - began
@@ -207,8 +208,8 @@ class Supervisor:
         self.next_save = self._next_save()
         while (code := self.job.poll()) is None:
             wake_at = self.retry_at if self.leaving or self.unexplained else self.next_save
-            pulse = SHORT_PULSE if sentinel.starting else PULSE
-            heard = signal.sigtimedwait(HEARD, min(pulse, max(0.0, wake_at - time.monotonic())))
+            poll = SHORT_POLL_SECONDS if sentinel.starting else POLL_SECONDS
+            heard = signal.sigtimedwait(FORWARDED, min(poll, max(0.0, wake_at - time.monotonic())))
             number = None if heard is None else heard.si_signo
             try:
                 left = self._react(number, sentinel)
@@ -234,12 +235,12 @@ class Supervisor:
         if number in WARNINGS:
             return self._warned(number)
         if number is not None and number != signal.SIGCHLD:
-            self._hand_on(number)
-        elif sentinel.listens():
+            self._forward(number)
+        elif sentinel.has_started():
             return self._warned_before()
         elif sentinel.ended():
             return self._step_ended(sentinel.signal)
-        elif answer := self._end_is_near():
+        elif answer := self._reason_to_leave():
             return self._leave(answer)
         elif self.leaving is not None and time.monotonic() >= self.retry_at:
             return self._leave(self.leaving)
@@ -275,9 +276,9 @@ class Supervisor:
             The exit code if the run ends, None if it goes on.
         """
         with self._remembering(number):
-            return self._deal_with(number, before=before)
+            return self._handle_warning(number, before=before)
 
-    def _deal_with(self, number: int | None, *, before: bool) -> int | None:
+    def _handle_warning(self, number: int | None, *, before: bool) -> int | None:
         self.warned = self.warned or number == signal.SIGTERM
         heard = f"heard {name_of(number)}" if number else "the sentinel heard the start of a grace time"
         answer = self._find_cause(number) or self.leaving
@@ -288,18 +289,18 @@ class Supervisor:
             answer = self._find_cause(number)
         if answer is None:
             if number is not None and not deadly:
-                self._hand_on(number, urge=True)
+                self._forward(number, asks_to_end=True)
             self.unexplained.append(number if deadly else None)
             self.retry_at = time.monotonic() + controller.RETRY
             return None
         self.directory.log(f"{heard}: {answer.cause.value}")
         if not REACTIONS[answer.cause].leaves:
-            self.urged, self.leaving = False, None
+            self.asked_to_end, self.leaving = False, None
             if answer.cause is Cause.REQUEUED_ITSELF:
                 self.next_save = float("inf")
             # Slurm lets the job run. If its answer comes late, do not kill the job by an old signal without a reason.
             if number is not None and not (late and deadly and answer.cause is Cause.OTHER):
-                self._hand_on(number, urge=answer.cause is not Cause.OTHER)
+                self._forward(number, asks_to_end=answer.cause is not Cause.OTHER)
             return None
         return self._leave(answer, number)
 
@@ -314,14 +315,14 @@ class Supervisor:
             left is None
             and number in WARNINGS
             and not self.unexplained
-            and self._judge(warned=False).cause is Cause.OTHER
+            and self._finding(warned=False).cause is Cause.OTHER
         ):
-            tasks = kin.tasks({ENV_FILE: str(self.directory.environment_file)})
+            tasks = job_processes.tasks({ENV_FILE: str(self.directory.environment_file)})
             if any(processes.dies_of(pid, number) for pid in tasks):
                 self._save("run")
-            kin.send_signal(tasks, number)
-            self.handed.add(number)
-            self.directory.log(f"handed {name_of(number)} on to {len(tasks)} tasks of steps")
+            job_processes.send_signal(tasks, number)
+            self.forwarded.add(number)
+            self.directory.log(f"forwarded {name_of(number)} to {len(tasks)} tasks of steps")
         return left
 
     def _ask_again(self) -> int | None:
@@ -347,14 +348,14 @@ class Supervisor:
         except TorporError as error:
             self.directory.log(f"warned, but Slurm does not say why: {error}")
             return None
-        return self._judge(warned=number is not None)
+        return self._finding(warned=number is not None)
 
-    def _judge(self, *, warned: bool) -> Finding:
+    def _finding(self, *, warned: bool) -> Finding:
         return find_cause(
             self.record,
             restarts=self.allocation.restarts,
             now=time.time(),
-            lead=self._lead(),
+            lead=self._lead_seconds(),
             warned=warned,
             deadline=self.leaving.deadline if self.leaving else None,
             itself=self.directory.own_requeue.exists(),
@@ -367,7 +368,7 @@ class Supervisor:
         if not self._save("kill"):
             self.retry_at = time.monotonic() + self.saving.next_retry()
             if number is not None and not processes.dies_of(self.job.tree_pid, number):
-                self._hand_on(number, urge=True)  # it catches the signal; if it would die of it, a retry may save it
+                self._forward(number, asks_to_end=True)  # it catches the signal; if not, a retry may save it
             return None
         self.gone = True
         self.job.wait()
@@ -383,7 +384,7 @@ class Supervisor:
         self.script.wait_for_its_end()
         return 0
 
-    def _end_is_near(self) -> Finding | None:
+    def _reason_to_leave(self) -> Finding | None:
         """If the job's end is near, return the reason; None if it is not, or was postponed (the controller is asked).
 
         The reason may also be a grace time of whose start this process has not heard.
@@ -391,18 +392,18 @@ class Supervisor:
         record = self.record
         if self.leaving is not None or not record.limited or record.end is None:
             return None
-        if record.end - time.time() > self._lead():
+        if record.end - time.time() > self._lead_seconds():
             return None
         try:
             self.record = controller.job_record(self.directory.job)
         except TorporError as error:
             self.directory.log(f"the time limit is near, and Slurm does not say whether it holds: {error}")
-        answer = self._judge(warned=False)
+        answer = self._finding(warned=False)
         return answer if REACTIONS[answer.cause].leaves else None
 
-    def _lead(self) -> float:
+    def _lead_seconds(self) -> float:
         """How many seconds before its time limit the job is saved: twice the time of a save, at most half the limit."""
-        need = LEAST_LEAD + 2 * processes.resident(self.job.tree_pid) / self.saving.rate
+        need = MIN_LEAD_SECONDS + 2 * processes.resident(self.job.tree_pid) / self.saving.rate
         if self.record.start is None or self.record.end is None:
             return need
         return min(need, (self.record.end - self.record.start) / 2)
@@ -428,7 +429,7 @@ class Supervisor:
         while signal.sigtimedwait(WARNINGS, 0):  # a signal that comes at the same moment may have ended it
             self.warned = True
         # It did not finish: a warning killed it, it reacted to one, or the OOM killer or somebody sent SIGKILL.
-        early = -code in self.handed or self.urged or code == -signal.SIGKILL
+        early = -code in self.forwarded or self.asked_to_end or code == -signal.SIGKILL
         warned = self.warned or self.leaving is not None
         doubtful = early or code == -signal.SIGTERM or (code != 0 and warned)
         answer = self._why_it_ended() if warned else self._find_cause(None)
@@ -460,20 +461,20 @@ class Supervisor:
         self.directory.log(f"the application was ended ({code}) because of {cause}")
         self.directory.update_state(phase="ended", cause=cause)
         if answer and answer.cause is Cause.REQUEUED_ITSELF:
-            self._begin_anew()
+            self._let_next_run_start_over()
         elif answer and self._requeues(answer.cause) and (answer.cause is Cause.PREEMPTED or self.saving.succeeded):
             # At a time limit only if a save has succeeded: otherwise every run would end here, and none get further.
             another_run.request(self.directory, self.allocation.restarts, answer.deadline)
             self.script.wait_for_its_end()
         elif answer and answer.cause is Cause.REQUEUED:
-            if code >= 0 and not self.urged:
-                self._note(self.directory.own_end)
+            if code >= 0 and not self.asked_to_end:
+                self._record_end(self.directory.own_end)
             self.script.wait_for_its_end()
         elif answer and answer.cause is Cause.OTHER:
-            self._note(self.directory.end, code)  # Slurm did not end it (the OOM killer did, say): the script goes on
+            self._record_end(self.directory.end, code)  # the OOM killer ended it, say: the script goes on
         return code
 
-    def _note(self, what: Callable[..., None], *arguments: int) -> None:
+    def _record_end(self, what: Callable[..., None], *arguments: int) -> None:
         try:
             what(self.allocation.restarts, *arguments)
         except TorporError as error:
@@ -482,18 +483,18 @@ class Supervisor:
     def _requeues(self, cause: Cause) -> bool:
         return REACTIONS[cause].requeues or (cause is Cause.TIME_LIMIT and self.options.on_timeout == "requeue")
 
-    def _begin_anew(self) -> None:
+    def _let_next_run_start_over(self) -> None:
         """Make the next run start the application anew: it has requeued its own job, and then ended in its own way."""
-        self._note(self.directory.own_end)
+        self._record_end(self.directory.own_end)
         try:
             self.directory.forget(self.allocation.restarts)
         except TorporError as error:
             tell(f"the application has requeued its job, but its older snapshots cannot be removed: {error}")
 
-    def _hand_on(self, number: int, *, urge: bool = False) -> None:
+    def _forward(self, number: int, *, asks_to_end: bool = False) -> None:
         if number in self.given.ignored:
             return
-        self.handed |= {number} & WARNINGS
-        self.urged = self.urged or urge
+        self.forwarded |= {number} & WARNINGS
+        self.asked_to_end = self.asked_to_end or asks_to_end
         with suppress(ProcessLookupError):
             self.job.send_signal(number)

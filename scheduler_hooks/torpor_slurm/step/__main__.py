@@ -8,11 +8,11 @@ import sys
 from collections.abc import Sequence
 
 from torpor.errors import TorporError
-from torpor_slurm.step import mpi, place, room
+from torpor_slurm.step import job_files, mpi, processors
 from torpor_slurm.step.files import several_programs
 from torpor_slurm.step.options import Step, read
+from torpor_slurm.step.task_parent import Stream, TaskParent
 from torpor_slurm.step.tasks import Files, Task, binding, environment, say
-from torpor_slurm.step.tender import Stream, Tender
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -23,9 +23,9 @@ def main(arguments: Sequence[str]) -> int:
 
     Raises:
         Refused: the step cannot be a part of the job's process tree.
-        NoRoom, ValueError: srun would refuse it as well, with the same message.
+        NoProcessors, ValueError: srun would refuse it as well, with the same message.
     """
-    job = {**os.environ, **place.current(os.environ)}
+    job = {**os.environ, **job_files.current(os.environ)}
     step = read(arguments, job)
     if not step.command:
         sys.exit("srun: fatal: No command given to execute.")
@@ -35,25 +35,25 @@ def main(arguments: Sequence[str]) -> int:
         programs = several_programs(step.command[0], step.tasks)
         commands = {task: [*words, *step.command[1:]] for task, words in programs.items()}
     launcher = mpi.launcher(step, [words[0] for words in commands.values()], job)
-    with room.taken(step, job) as cpus:
-        job.update(place.current(job))  # again: while the step waited, the job may have been woken on another node
-        number = place.next_step(job)
-        bound = binding(step, cpus, room.size(job), sorted(os.sched_getaffinity(0)))
+    with processors.reserved(step, job) as cpus:
+        job.update(job_files.current(job))  # again: while the step waited, the job may have been woken on another node
+        number = job_files.next_step(job)
+        bound = binding(step, cpus, processors.count(job), sorted(os.sched_getaffinity(0)))
         variables = environment(step, number, len(cpus), job)
         files = Files(step, number, job)
         if step.tasks == 1 and not step.has("label") and launcher is None:
             stdio = [files.input(0) or 0, files.output(0, 1)[0], files.output(0, 2)[0]]
             Task(0, commands[0], stdio).become(variables, bound)
-        tender = Tender(step, f"{job.get('SLURM_JOB_ID', '0')}.{number}")
+        parent = TaskParent(step, f"{job.get('SLURM_JOB_ID', '0')}.{number}")
         streams: list[Stream] = []
         tasks = [_with_outputs(step, Task(one, words, []), files, streams) for one, words in sorted(commands.items())]
         if launcher is not None:
             ranks = mpi.Ranks(launcher, tasks, variables, bound)
-            return tender.tend({ranks.start(cpus): range(step.tasks)}, streams, [], ranks.pipes)
+            return parent.run({ranks.start(cpus): range(step.tasks)}, streams, [], ranks.pipes)
         inputs = [fd for task in tasks for fd in _given_input(task, files)]
         living = {task.start(variables, bound): range(task.number, task.number + 1) for task in tasks}
         files.close({stream.destination for stream in streams})
-    return tender.tend(living, streams, inputs)
+    return parent.run(living, streams, inputs)
 
 
 def _with_outputs(step: Step, task: Task, files: Files, streams: list[Stream]) -> Task:
@@ -85,7 +85,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         sys.exit(main(sys.argv[1:]))
-    except (room.NoRoom, ValueError) as error:
+    except (processors.NoProcessors, ValueError) as error:
         say(f"error: {error}")
         sys.exit(1)
     except (TorporError, OSError) as error:

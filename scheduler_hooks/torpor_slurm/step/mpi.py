@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torpor.errors import Reason, Refused
+from torpor_slurm.step.job_files import ask_once
 from torpor_slurm.step.options import Step
-from torpor_slurm.step.place import kept
 from torpor_slurm.step.tasks import Binding, Task
 
 PLAN = "TORPOR_STEP_PLAN"
@@ -156,7 +156,7 @@ def _default(environment: Mapping[str, str]) -> str:
         found = re.search(r"^MpiDefault\s*=\s*(\S+)", output(["scontrol", "show", "config"]), re.MULTILINE)
         return found[1] if found else "none"
 
-    return kept("mpi-default", environment, ask)
+    return ask_once("mpi-default", environment, ask)
 
 
 def output(command: Sequence[str]) -> str:

@@ -13,10 +13,10 @@ from typing import NoReturn
 
 from torpor_slurm.step.files import file_name, is_one_per_task
 from torpor_slurm.step.options import Step
-from torpor_slurm.step.room import HOLDS
+from torpor_slurm.step.processors import CPUS_VARIABLE
 
 BOUND = "TORPOR_STEP_BOUND"
-"""The environment variable of a task that names the processors it is bound to, written like HOLDS."""
+"""The environment variable of a task that names the processors it is bound to, written like CPUS_VARIABLE."""
 _ONLY_TO_WRITE = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
 
 
@@ -162,7 +162,7 @@ class Task:
             "SLURM_PROCID": str(self.number),
             "SLURM_LOCALID": str(self.number),
             "SLURM_TASK_PID": str(os.getpid()),
-            HOLDS: ",".join(map(str, bound.holds[self.number])),
+            CPUS_VARIABLE: ",".join(map(str, bound.holds[self.number])),
         }
         if bound.shares:
             own[BOUND] = ",".join(map(str, bound.shares[self.number]))

@@ -57,6 +57,6 @@ def test_every_module_has_unit_tests() -> None:
 
 
 def test_what_has_none_is_seen() -> None:
-    assert has_tests("torpor.objects.fds.eventfd") and has_tests("torpor_slurm.step.tender")
+    assert has_tests("torpor.objects.fds.eventfd") and has_tests("torpor_slurm.step.task_parent")
     assert not has_tests("torpor.objects.fds.nothing") and not has_tests("torpor_dask.nothing.eventfd")
     assert not is_named_after(Path("test_timerfd.py"), "timer")

@@ -14,10 +14,10 @@ from torpor_slurm import supervisor
 
 @pytest.fixture
 def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, supervisor.HEARD)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, supervisor.FORWARDED)
     try:
         yield Rig(tmp_path, monkeypatch)
     finally:
-        while signal.sigtimedwait(supervisor.HEARD - {signal.SIGALRM}, 0):
+        while signal.sigtimedwait(supervisor.FORWARDED - {signal.SIGALRM}, 0):
             pass
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -42,7 +42,7 @@ STEPS, CODE = 40, 0
 """What the application counts to, and its exit code."""
 GRACE, KILL_WAIT, LIMIT = 100.0, 30.0, 86400.0
 SAVE, WAKE, LISTEN = 3.0, 2.0, 2.0
-"""Seconds that a save and a wake take, and until a sentinel listens."""
+"""Seconds that a save and a wake take, and until a sentinel has started."""
 RUNS = 12
 """Of more than so many runs something is wrong."""
 
@@ -115,7 +115,7 @@ class Sentinel:
     def starting(self) -> bool:
         return not self.told
 
-    def listens(self) -> bool:
+    def has_started(self) -> bool:
         if self.told or self.world.now < self.there_at:
             return False
         self.told = True

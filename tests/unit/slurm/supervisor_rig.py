@@ -85,8 +85,8 @@ class Listener:
             return bool(self.news.pop(0))
         return False
 
-    def listens(self) -> bool:
-        return self._take("listens")
+    def has_started(self) -> bool:
+        return self._take("has_started")
 
     def ended(self) -> bool:
         return self._take("ended")
@@ -127,8 +127,8 @@ class Rig:
         self.monkeypatch = monkeypatch
         monkeypatch.setattr(script_around, "_name", lambda _: "slurmstepd")
         self.tried = self.supervise(Options())
-        monkeypatch.setattr(supervisor, "PULSE", 0.01)
-        monkeypatch.setattr(supervisor, "SHORT_PULSE", 0.01)
+        monkeypatch.setattr(supervisor, "POLL_SECONDS", 0.01)
+        monkeypatch.setattr(supervisor, "SHORT_POLL_SECONDS", 0.01)
         monkeypatch.setattr(saving, "FIRST_RETRY", 0.05)
         monkeypatch.setattr(controller, "RETRY", 0.05)
         monkeypatch.setattr(beginning, "FIRST_ANSWER", 0.2)

@@ -16,7 +16,7 @@ from torpor.errors import NotFound, Refused
 from torpor.store import SnapshotInfo
 from torpor_slurm.allocation import ENV_FILE
 from torpor_slurm.job_directory import KEEP, RUN_TAG, JobDirectory
-from torpor_slurm.step.place import next_step
+from torpor_slurm.step.job_files import next_step
 
 
 def publish(directory: JobDirectory, run: int) -> SnapshotInfo:

@@ -83,7 +83,7 @@ def test_one_that_requeues_itself_ends_in_its_own_way(rig: Rig, heard: str, code
     rig.directory.own_requeue.touch()
     rig.say(restarts=1, state="COMPLETING")
     if heard == "sentinel":
-        rig.sentinel.news = ["ended", "listens"]
+        rig.sentinel.news = ["ended", "has_started"]
     elif heard == "signal":
         rig.warn()
     kept: Any = rig.app.poll

@@ -12,7 +12,7 @@ import pytest
 from tests.unit.slurm.slurm_job import environment
 from torpor_slurm import sentinel
 from torpor_slurm.allocation import Allocation
-from torpor_slurm.sentinel import AGAIN, SOON, Sentinel
+from torpor_slurm.sentinel import RESTART_SECONDS, RETRY_SECONDS, Sentinel
 
 PATIENCE = 100.0
 
@@ -37,11 +37,11 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def test_one_that_a_signal_ended_is_soon_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sentinel, "SOON", 0.0)
+    monkeypatch.setattr(sentinel, "RESTART_SECONDS", 0.0)
     with made(tmp_path, monkeypatch, "echo; exec sleep 1000") as step:
         for _ in range(2):
-            until(step.listens)
-            assert not step.listens(), "that is news once"
+            until(step.has_started)
+            assert not step.has_started(), "that is news once"
             assert step._srun is not None
             step._srun.send_signal(signal.SIGTERM)
             until(step.ended)
@@ -60,7 +60,7 @@ def test_one_that_ends_before_anybody_saw_it_listen_is_soon_back(
 ) -> None:
     with made(tmp_path, monkeypatch, "echo") as step:
         until(step.ended)
-        assert step._start_at < time.monotonic() + 2 * SOON
+        assert step._start_at < time.monotonic() + 2 * RESTART_SECONDS
 
 
 def test_one_that_cannot_start_never_listens_and_is_not_tried_again_soon(
@@ -69,14 +69,14 @@ def test_one_that_cannot_start_never_listens_and_is_not_tried_again_soon(
     with made(tmp_path, monkeypatch, "exit 1") as step:
         assert step._srun is not None
         step._srun.wait()
-        assert not step.listens()
+        assert not step.has_started()
         assert step.ended()
-        assert step._start_at > time.monotonic() + AGAIN / 2
+        assert step._start_at > time.monotonic() + RETRY_SECONDS / 2
 
 
 def test_one_that_cannot_even_be_called_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What cannot be executed, or not now, is no reason for a supervisor to end."""
-    monkeypatch.setattr(sentinel, "AGAIN", 0.0)
+    monkeypatch.setattr(sentinel, "RETRY_SECONDS", 0.0)
     told: list[str] = []
     step = made(tmp_path, monkeypatch, "", told.append)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -84,9 +84,9 @@ def test_one_that_cannot_even_be_called_is_tried_again(tmp_path: Path, monkeypat
     with step:
         for _ in range(3):
             assert not step.ended()
-            assert not step.listens()
+            assert not step.has_started()
             assert not step.starting
         assert told == ["srun cannot be started: [Errno 8] Exec format error: 'srun'"]
         (tmp_path / "srun").write_text("#!/bin/sh\necho; exec /bin/sleep 1000\n")
         step.ended()
-        until(step.listens)
+        until(step.has_started)

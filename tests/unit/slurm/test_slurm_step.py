@@ -14,7 +14,7 @@ from subprocess import PIPE, Popen
 import pytest
 
 from torpor_slurm import mpi_environment, srun_wrapper
-from torpor_slurm.step import room
+from torpor_slurm.step import processors
 from torpor_slurm.step.files import file_name, is_one_per_task, several_programs, unknown_patterns
 from torpor_slurm.step.options import GRAMMAR, read, unsupported
 from torpor_slurm.step.tasks import Binding, Task, binding
@@ -140,15 +140,18 @@ def test_nobody_is_bound_where_slurm_does_not_confine_jobs() -> None:
     ],
 )
 def test_a_step_has_room(words: list[str], given: list[int]) -> None:
-    with room.taken(read([*words, "app"], {}), {"SLURM_CPUS_ON_NODE": "4"}) as cpus:
+    with processors.reserved(read([*words, "app"], {}), {"SLURM_CPUS_ON_NODE": "4"}) as cpus:
         assert cpus == given
 
 
 def test_room_that_a_job_does_not_have() -> None:
     for variables in ({"SLURM_CPUS_ON_NODE": "4"}, {"SLURM_JOB_CPUS_PER_NODE": "4(x2)"}):
-        with pytest.raises(room.NoRoom, match="More processors"), room.taken(read(["-n5", "app"], {}), variables):
+        with (
+            pytest.raises(processors.NoProcessors, match="More processors"),
+            processors.reserved(read(["-n5", "app"], {}), variables),
+        ):
             pass
-    assert room.size({}) == len(os.sched_getaffinity(0))
+    assert processors.count({}) == len(os.sched_getaffinity(0))
 
 
 # --------------------------------------------------------------------------------------- tasks
@@ -191,7 +194,7 @@ def test_a_single_task_takes_the_place_of_srun(job: Job) -> None:
     before, pids, error, ignored = (job.folder / "out").read_text().splitlines()
     assert (before, pids, error) == ("before", f"{step.pid} {step.pid} there", "2")
     pythons = 1 << signal.SIGPIPE - 1 | 1 << signal.SIGXFSZ - 1
-    assert not int(ignored.split()[1], 16) & pythons, "what Python itself ignores is not handed on"
+    assert not int(ignored.split()[1], 16) & pythons, "what Python itself ignores is not forwarded"
 
 
 def test_no_step_has_the_number_of_another(job: Job) -> None:

@@ -12,7 +12,7 @@ from tests.unit.slurm.supervisor_rig import Rig
 from torpor import processes
 from torpor.errors import CheckpointFailed
 from torpor_slurm import supervisor
-from torpor_slurm.step import kin
+from torpor_slurm.step import job_processes
 from torpor_slurm.supervisor import LEFT_AT_TIME_LIMIT
 
 
@@ -20,13 +20,13 @@ from torpor_slurm.supervisor import LEFT_AT_TIME_LIMIT
 def test_a_grace_time_that_began_before_anybody_listened(rig: Rig, requeued: bool) -> None:
     rig.preempt()
     rig.say(restarts=int(requeued))
-    rig.sentinel.news = ["listens"]
+    rig.sentinel.news = ["has_started"]
     assert rig.watch() == 0
     assert (rig.saves, rig.requeued) == (["kill"], [] if requeued else ["12"])
 
 
 def test_a_sentinel_that_listens_or_ends_without_a_cause_changes_nothing(rig: Rig) -> None:
-    rig.sentinel.news = ["listens", "ended"]
+    rig.sentinel.news = ["has_started", "ended"]
     rig.app.end_after = 6
     assert rig.watch() == 0
     assert (rig.saves, rig.app.heard, rig.sentinel.news) == ([], [], [])
@@ -37,8 +37,10 @@ def test_a_sentinel_that_listens_or_ends_without_a_cause_changes_nothing(rig: Ri
 def test_a_signal_for_the_steps_is_handed_on_to_their_tasks(rig: Rig, number: signal.Signals, catches: bool) -> None:
     """`scancel --signal=USR1`: only steps hear it, and of those Slurm knows but the sentinel."""
     sent: list[tuple[list[int], int]] = []
-    rig.monkeypatch.setattr(kin, "tasks", lambda job: [7, 8] if job["TORPOR_ENV_FILE"].endswith("c-12/env") else [])
-    rig.monkeypatch.setattr(kin, "send_signal", lambda pids, number: sent.append((pids, number)))
+    rig.monkeypatch.setattr(
+        job_processes, "tasks", lambda job: [7, 8] if job["TORPOR_ENV_FILE"].endswith("c-12/env") else []
+    )
+    rig.monkeypatch.setattr(job_processes, "send_signal", lambda pids, number: sent.append((pids, number)))
     rig.app.catches = {number} if catches else set()
     rig.sentinel.news, rig.sentinel.signal = ["ended"], number
     rig.app.end_after = 3
@@ -47,7 +49,7 @@ def test_a_signal_for_the_steps_is_handed_on_to_their_tasks(rig: Rig, number: si
 
 
 def test_what_warned_of_a_preemption_is_not_for_the_tasks(rig: Rig) -> None:
-    rig.monkeypatch.setattr(kin, "tasks", lambda _: pytest.fail("nobody is to be signalled"))
+    rig.monkeypatch.setattr(job_processes, "tasks", lambda _: pytest.fail("nobody is to be signalled"))
     rig.preempt()
     rig.sentinel.news, rig.sentinel.signal = ["ended"], signal.SIGTERM
     assert rig.watch() == 0
@@ -57,7 +59,7 @@ def test_what_warned_of_a_preemption_is_not_for_the_tasks(rig: Rig) -> None:
 def test_a_time_limit_that_is_near_is_nothing_that_came_too_early(rig: Rig) -> None:
     rig.say(reason="TimeLimit")
     rig.app.end_after = 3
-    rig.sentinel.news = ["listens"]
+    rig.sentinel.news = ["has_started"]
     assert rig.watch() == 0
     assert rig.saves == []
 
@@ -75,7 +77,7 @@ def near(rig: Rig, left: float) -> None:
 
 
 def test_a_job_leaves_before_its_time_limit(rig: Rig) -> None:
-    near(rig, supervisor.LEAST_LEAD - 1)
+    near(rig, supervisor.MIN_LEAD_SECONDS - 1)
     assert rig.watch() == LEFT_AT_TIME_LIMIT
     assert (rig.saves, rig.directory.state["cause"]) == (["kill"], "time limit")
 
@@ -131,9 +133,9 @@ def test_how_long_before_its_limit_a_job_leaves(rig: Rig) -> None:
     rig.monkeypatch.setattr(processes, "resident", lambda pid: 10**9)
     tried.saving.rate = 1e8
     tried.record = replace(rig.record, start=0.0, end=86400.0)
-    assert tried._lead() == supervisor.LEAST_LEAD + 20.0
+    assert tried._lead_seconds() == supervisor.MIN_LEAD_SECONDS + 20.0
     tried.record = replace(rig.record, start=0.0, end=40.0)
-    assert tried._lead() == 20.0, "at most half of its time"
+    assert tried._lead_seconds() == 20.0, "at most half of its time"
     for unknown in ({"start": None}, {"end": None}):
         tried.record = replace(rig.record, **unknown)  # type: ignore[arg-type]
-        assert tried._lead() == supervisor.LEAST_LEAD + 20.0
+        assert tried._lead_seconds() == supervisor.MIN_LEAD_SECONDS + 20.0

@@ -105,13 +105,13 @@ def test_a_preempted_job_is_saved_in_time_however_its_warning_comes(
         rig.late = [None] * (1 if answers == "silent at first" else 5)
     rig.fail = [CheckpointFailed("it was not its moment")] * failures
     if number is None:
-        rig.sentinel.news = ["ended", "listens"]  # the next one listens soon
+        rig.sentinel.news = ["ended", "has_started"]  # the next one starts soon
     else:
         rig.app.catches = {number} if catches else set()
         rig.warn(number)
     assert rig.watch() == 0
     assert (rig.saves[-1], rig.requeued, rig.directory.finished) == ("kill", ["12"], None)
-    assert rig.app.heard == [] or catches, "what would kill it is not handed on"
+    assert rig.app.heard == [] or catches, "what would kill it is not forwarded"
 
 
 def test_one_that_ends_well_on_the_warning_of_a_preemption_is_not_finished(rig: Rig) -> None:
@@ -225,7 +225,7 @@ def test_a_fault_of_ours_elsewhere_does_not_cost_the_job(
     if heard == "signal":
         rig.warn()
     else:
-        rig.sentinel.news = ["ended"] if heard == "sentinel" else ["listens"]
+        rig.sentinel.news = ["ended"] if heard == "sentinel" else ["has_started"]
     assert rig.watch() == 0
     assert (rig.saves, rig.requeued) == (["kill"], ["12"])
     assert f"heard {'SIGTERM' if heard == 'signal' else 'the start of a grace time'}: preempted" in rig.log
@@ -332,17 +332,17 @@ def test_each_warning_that_is_not_explained_is_asked_for(rig: Rig) -> None:
 
 
 def test_what_is_handed_on_is_remembered_if_it_may_end_it(rig: Rig) -> None:
-    rig.tried._hand_on(signal.SIGWINCH)
-    assert (rig.tried.handed, rig.tried.urged) == (set(), False)
-    rig.tried._hand_on(signal.SIGUSR1)
-    assert (rig.tried.handed, rig.tried.urged) == ({signal.SIGUSR1}, False)
-    rig.tried._hand_on(signal.SIGUSR2, urge=True)
-    assert (rig.tried.handed, rig.tried.urged) == ({signal.SIGUSR1, signal.SIGUSR2}, True)
+    rig.tried._forward(signal.SIGWINCH)
+    assert (rig.tried.forwarded, rig.tried.asked_to_end) == (set(), False)
+    rig.tried._forward(signal.SIGUSR1)
+    assert (rig.tried.forwarded, rig.tried.asked_to_end) == ({signal.SIGUSR1}, False)
+    rig.tried._forward(signal.SIGUSR2, asks_to_end=True)
+    assert (rig.tried.forwarded, rig.tried.asked_to_end) == ({signal.SIGUSR1, signal.SIGUSR2}, True)
 
 
 def test_a_silent_controller_when_the_sentinel_listens_is_no_error(rig: Rig, capfd: pytest.CaptureFixture[str]) -> None:
     rig.silent = True
-    rig.sentinel.news = ["listens"]
+    rig.sentinel.news = ["has_started"]
     rig.app.end_after = 3
     assert rig.watch() == 0
     assert "after an error" not in capfd.readouterr().err

@@ -24,8 +24,8 @@ from torpor_slurm.supervisor import FENCED, Supervisor
 
 def test_a_job_is_saved_again_and_again(rig: Rig) -> None:
     rig.supervise(Options(every=0.05))
-    rig.monkeypatch.setattr(supervisor, "PULSE", 60.0)
-    rig.monkeypatch.setattr(supervisor, "SHORT_PULSE", 60.0)
+    rig.monkeypatch.setattr(supervisor, "POLL_SECONDS", 60.0)
+    rig.monkeypatch.setattr(supervisor, "SHORT_POLL_SECONDS", 60.0)
     rig.fail = [StoreError("full"), None]
     kept = rig._checkpoint
 
@@ -150,13 +150,13 @@ def test_what_a_time_limit_ends_is_requeued_if_it_gets_further(
 
 
 @pytest.mark.parametrize(
-    ("code", "urged", "own"), [(0, False, True), (3, False, True), (3, True, False), (-15, False, False)]
+    ("code", "asked_to_end", "own"), [(0, False, True), (3, False, True), (3, True, False), (-15, False, False)]
 )
 def test_what_ends_when_it_is_requeued_keeps_its_output_if_it_was_not_told_to(
-    rig: Rig, code: int, urged: bool, own: bool
+    rig: Rig, code: int, asked_to_end: bool, own: bool
 ) -> None:
     rig.say(restarts=1)
-    rig.app.code, rig.tried.urged = code, urged
+    rig.app.code, rig.tried.asked_to_end = code, asked_to_end
     assert rig.watch() == code
     again = JobDirectory(rig.directory.base, "12", "c")
     again.begin(1, "n1", 2.0, ["true"])

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from torpor_slurm.step.kin import environments, task_variable
+from torpor_slurm.step.job_processes import environments, task_variable
 from torpor_slurm.step.options import Step
 from torpor_slurm.step.tasks import say
 
-_HANDED_ON = frozenset(signal.valid_signals()) - {
+_FORWARDED = frozenset(signal.valid_signals()) - {
     *(signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGALRM, signal.SIGCHLD),
     *(signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGURG, signal.SIGWINCH),
     *(signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS),
@@ -37,7 +37,7 @@ class Stream:
     begun: bytes = b""
     """The beginning of a line whose end has not been read yet."""
 
-    def pass_on(self) -> bool:
+    def copy(self) -> bool:
         """Read what the pipe holds, and write its complete lines. At the end of input, write the rest; return False."""
         data = os.read(self.source, _CHUNK)
         lines = (self.begun + data).split(b"\n")
@@ -68,7 +68,7 @@ class Input:
         if not waiting and not self.over and self.left:
             poll.register(0, select.POLLIN)
 
-    def pass_on(self, ready: int) -> None:
+    def copy(self, ready: int) -> None:
         """Read more, or write what is left."""
         if ready == 0:
             try:
@@ -91,7 +91,7 @@ class Input:
                 del self.left[fd]
 
 
-class Tender:
+class TaskParent:
     """The parent of a step's tasks."""
 
     def __init__(self, step: Step, name: str) -> None:
@@ -111,12 +111,12 @@ class Tender:
         self.code = 0
         self.signalled = False
         self.ending = False
-        self._heard, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wakeup, writing = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        for number in (*_HANDED_ON, signal.SIGCHLD, signal.SIGALRM):
+        for number in (*_FORWARDED, signal.SIGCHLD, signal.SIGALRM):
             signal.signal(number, lambda *_: None)
 
-    def tend(
+    def run(
         self,
         living: dict[int, range],
         streams: Sequence[Stream],
@@ -140,33 +140,33 @@ class Tender:
                     os.close(fd)
                 held = ()
             poll = select.poll()
-            poll.register(self._heard, select.POLLIN)
+            poll.register(self._wakeup, select.POLLIN)
             for fd in self.streams:
                 poll.register(fd, select.POLLIN)
             given.register(poll)
             for fd, _ in poll.poll():
-                if fd == self._heard:
-                    self._hear(os.read(fd, _CHUNK))
+                if fd == self._wakeup:
+                    self._handle(os.read(fd, _CHUNK))
                 elif fd in self.streams:
-                    if not self.streams[fd].pass_on():
+                    if not self.streams[fd].copy():
                         os.close(fd)
                         del self.streams[fd]
                 else:
-                    given.pass_on(fd)
+                    given.copy(fd)
         if self.signalled:
             say(f"Force Terminated StepId={self.name}")
         return self.code
 
-    def _hear(self, numbers: bytes) -> None:
+    def _handle(self, numbers: bytes) -> None:
         for number in dict.fromkeys(numbers):
-            if number in _HANDED_ON:
+            if number in _FORWARDED:
                 self._signal(number)
         if signal.SIGALRM in numbers:
             if self.ending:
                 self._signal(signal.SIGKILL)
             else:
                 say(f"First task exited {self.step.values['wait']}s ago")
-                self._end(signal.SIGKILL)
+                self._terminate(signal.SIGKILL)
         self._reap()
 
     def _signal(self, number: int) -> None:
@@ -174,14 +174,14 @@ class Tender:
             with suppress(OSError):
                 os.kill(pid, number)
 
-    def _end(self, *numbers: int) -> None:
+    def _terminate(self, *numbers: int) -> None:
         """Send the signals to the tasks. When all tasks have ended, what they started is killed too, as by Slurm."""
         self.ending = True
         say(f"launch/slurm: _step_signal: Terminating StepId={self.name}")
         for number in numbers:
             self._signal(number)
 
-    def _kill_the_rest(self) -> None:
+    def _kill_leftovers(self) -> None:
         started = {task_variable(pid) for pid in self.pids}
         for pid, words in environments(os.environ):
             if pid != os.getpid() and not started.isdisjoint(words):
@@ -210,10 +210,10 @@ class Tender:
         for how, tasks in ends.items():
             say(f"error: {node}: task{'s' if len(tasks) > 1 else ''} {_ranges(sorted(tasks))}: {how}")
         if bad and self.step.kills_on_bad_exit and self.living and not self.ending:
-            self._end(signal.SIGCONT, signal.SIGTERM)
+            self._terminate(signal.SIGCONT, signal.SIGTERM)
             signal.setitimer(signal.ITIMER_REAL, _UNTIL_KILL)
         if self.ending and not self.living:
-            self._kill_the_rest()
+            self._kill_leftovers()
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -27,7 +27,7 @@ def environments(job: Mapping[str, str]) -> Iterator[tuple[int, list[bytes]]]:
 
 def tasks(job: Mapping[str, str]) -> list[int]:
     """The PIDs of the tasks of all steps of a job; arguments as of `environments`."""
-    return [pid for pid, words in environments(job) if task_variable(_innermost(pid)) in words]
+    return [pid for pid, words in environments(job) if task_variable(_own_pid(pid)) in words]
 
 
 def send_signal(pids: Iterable[int], number: int) -> None:
@@ -37,7 +37,7 @@ def send_signal(pids: Iterable[int], number: int) -> None:
             os.kill(pid, number)
 
 
-def _innermost(pid: int) -> int:
+def _own_pid(pid: int) -> int:
     """A process's PID in its own PID namespace (a restored job may have one)."""
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines():

@@ -64,7 +64,7 @@ def locked(job: Mapping[str, str]) -> Iterator[None]:
         os.close(fd)
 
 
-def kept(name: str, job: Mapping[str, str], ask: Callable[[], str]) -> str:
+def ask_once(name: str, job: Mapping[str, str], ask: Callable[[], str]) -> str:
     """Return what `ask` returns, but call it only once in a job: the answer is kept in the job's directory."""
     if (directory := _directory(job)) is None:
         return ask()
