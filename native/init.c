@@ -3,7 +3,7 @@
  * torpor-init: pid 1 of a capsule (a job's own namespaces), parent of a job outside one, and stand-in for a process
  * whose PID a job uses although the process is not a part of it.
  *
- *	torpor-init CHILD STATUS_FD WITNESS [PROGRAM ARG0 ARGS...]
+ *	torpor-init CHILD STATUS_FD HOLD [PROGRAM ARG0 ARGS...]
  *
  * It acts for its child CHILD: it forwards every signal to CHILD, reaps every orphan that becomes its child, and ends
  * in the same way as CHILD. If CHILD is 0, it has no child and waits until it is killed. If a PROGRAM is given, it
@@ -16,12 +16,12 @@
  * A PID namespace ends with its pid 1. So pid 1 first reports the status, with LIVES_ON if CHILD has left processes
  * behind. Then it lives on as long as any of them does, and forwards signals from outside to all of them.
  *
- * With WITNESS 1 it forwards nothing, and its signals stay pending. So a launcher that forwards signals itself can see
- * which of them were sent to the whole process group. A SIGURG that is queued with the value WITNESS_VALUE + n has the
+ * With HOLD 1 it forwards nothing, and its signals stay pending. So a launcher that forwards signals itself can see
+ * which of them were sent to the whole process group. A SIGURG that is queued with the value HOLD_VALUE + n has the
  * same effect, and discards a pending signal n, or all pending ones if n is 0.
  *
  * A blank process (engine/torpor/remote/blank.py) is a traced clone of torpor-init that runs none of this, except for
- * torpor_bear: its tracer may call that to create a child or a thread with a certain PID, where PIDs may not be chosen.
+ * torpor_clone: its tracer may call that to create a child or a thread with a certain PID, where PIDs may not be chosen.
  *
  * This program is freestanding, has no data but what is on its stack, and may be entered again at _start with a new
  * stack: in this way a clone of it becomes a stand-in.
@@ -33,9 +33,9 @@
 #include <linux/sched.h>
 #include <linux/wait.h>
 
-#define MASK_SIZE 8	       /* bytes of the kernel's sigset_t */
-#define WITNESS_VALUE 0x746f00 /* as in engine/torpor/restorer/job.py */
-#define LIVES_ON 0x10000       /* as there; a wait status has 16 bits */
+#define MASK_SIZE 8	    /* bytes of the kernel's sigset_t */
+#define HOLD_VALUE 0x746f00 /* as in engine/torpor/restorer/job.py */
+#define LIVES_ON 0x10000    /* as there; a wait status has 16 bits */
 #define BIT(sig) (1ul << ((sig) - 1))
 
 struct action { /* the kernel's own struct sigaction */
@@ -88,13 +88,13 @@ static _Noreturn void end_as(int status, long status_fd)
 		call(__NR_exit_group, sig ? 128 + sig : status >> 8 & 0xff, 0, 0, 0);
 }
 
-/* Whether a signal is meant for init itself, to make it a witness, and not for the child. */
-static int is_for_witness(const siginfo_t *info)
+/* Whether a signal is meant for init itself: the request to hold signals, which is not forwarded. */
+static int is_hold_request(const siginfo_t *info)
 {
-	return info->si_signo == SIGURG && info->si_code == SI_QUEUE && (info->si_int & ~0xff) == WITNESS_VALUE;
+	return info->si_signo == SIGURG && info->si_code == SI_QUEUE && (info->si_int & ~0xff) == HOLD_VALUE;
 }
 
-static void forget(unsigned long signals)
+static void discard(unsigned long signals)
 {
 	long at_once[2] = {0, 0};
 
@@ -106,13 +106,13 @@ static void forget(unsigned long signals)
 static _Noreturn void outlive(int status, long status_fd)
 {
 	unsigned long all = ~0ul;
-	int told = status | LIVES_ON;
+	int report = status | LIVES_ON;
 
 	/* Leave the child's process group, terminal and directory, as a daemon does. */
 	call(__NR_setsid, 0, 0, 0, 0);
 	call(__NR_chdir, (long)"/", 0, 0, 0);
-	forget(all & ~BIT(SIGCHLD));
-	call(__NR_write, status_fd, (long)&told, sizeof(told), 0);
+	discard(all & ~BIT(SIGCHLD));
+	call(__NR_write, status_fd, (long)&report, sizeof(report), 0);
 	call(__NR_close, status_fd, 0, 0, 0);
 	for (;;) {
 		siginfo_t info;
@@ -123,7 +123,7 @@ static _Noreturn void outlive(int status, long status_fd)
 		while (pid > 0);
 		if (pid == -ECHILD)
 			end_as(status, 0);
-		if (call(__NR_rt_sigtimedwait, (long)&all, (long)&info, 0, MASK_SIZE) <= 0 || is_for_witness(&info))
+		if (call(__NR_rt_sigtimedwait, (long)&all, (long)&info, 0, MASK_SIZE) <= 0 || is_hold_request(&info))
 			continue;
 		/* One of them signals its old parent, which is gone: the host's pid 1 would ignore that too. */
 		if (info.si_code <= 0 && !info.si_pid)
@@ -193,8 +193,8 @@ _Noreturn __attribute__((used)) void torpor_init(long *stack)
 	long argc = stack[0];
 	char **argv = (char **)(stack + 1);
 	long child = number(argv[1]), status_fd = number(argv[2]);
-	unsigned long all = ~0ul, witnessed = BIT(SIGCHLD) | BIT(SIGURG), mask = set_mask(all);
-	unsigned long heard = number(argv[3]) ? witnessed : all;
+	unsigned long all = ~0ul, own = BIT(SIGCHLD) | BIT(SIGURG), mask = set_mask(all);
+	unsigned long awaited = number(argv[3]) ? own : all;
 
 	if (status_fd)
 		call(__NR_fcntl, status_fd, 2 /* F_SETFD */, 1 /* FD_CLOEXEC */, 0);
@@ -207,19 +207,19 @@ _Noreturn __attribute__((used)) void torpor_init(long *stack)
 		siginfo_t info;
 
 		reap(child, status_fd);
-		if (call(__NR_rt_sigtimedwait, (long)&heard, (long)&info, 0, MASK_SIZE) <= 0)
+		if (call(__NR_rt_sigtimedwait, (long)&awaited, (long)&info, 0, MASK_SIZE) <= 0)
 			continue;
-		if (is_for_witness(&info)) {
-			heard = witnessed;
-			forget(info.si_int & 0xff ? BIT(info.si_int & 0xff) : all & ~witnessed);
-		} else if (info.si_signo != SIGCHLD && child > 0 && heard == all) {
+		if (is_hold_request(&info)) {
+			awaited = own;
+			discard(info.si_int & 0xff ? BIT(info.si_int & 0xff) : all & ~own);
+		} else if (info.si_signo != SIGCHLD && child > 0 && awaited == all) {
 			forward(child, &info);
 		}
 	}
 }
 
-/* The arguments of torpor_bear, and its result. */
-struct birth {
+/* The arguments of torpor_clone, and its result. */
+struct clone_request {
 	long loadavg;	 /* a descriptor of /proc/loadavg */
 	long target;	 /* the PID */
 	long near;	 /* how many PIDs may still come before it */
@@ -248,13 +248,13 @@ static int is_taken(long pid)
 }
 
 /* Whether the kernel would assign the target next: it skips PIDs that are in use. */
-static int is_next(const struct birth *b, long last)
+static int is_next(const struct clone_request *r, long last)
 {
-	for (long pid = b->target - 1; pid != last; pid--) {
-		if (pid < b->first) {
-			if (last < b->first || last >= b->end - 1)
+	for (long pid = r->target - 1; pid != last; pid--) {
+		if (pid < r->first) {
+			if (last < r->first || last >= r->end - 1)
 				return 1;
-			pid = b->end - 1;
+			pid = r->end - 1;
 		}
 		if (!is_taken(pid))
 			return 0;
@@ -262,32 +262,32 @@ static int is_next(const struct birth *b, long last)
 	return 1;
 }
 
-_Noreturn __attribute__((used)) void torpor_bear(struct birth *b)
+_Noreturn __attribute__((used)) void torpor_clone(struct clone_request *r)
 {
 	/* Use up a PID as native/walk.c does. Here the clone fails with EFAULT, since the pidfd's address is 1. */
 	long pass = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_PIDFD;
-	long result, last, left, tries = b->near; /* each try uses up one PID; without a limit the loop might not end */
+	long result, last, left, tries = r->near; /* each try uses up one PID; without a limit the loop might not end */
 
 	do {
 		result = -ERANGE;
-		last = last_pid(b->loadavg);
-		left = b->target - 1 - last;
+		last = last_pid(r->loadavg);
+		left = r->target - 1 - last;
 		if (left < 0)
-			left += b->end - b->first;
-		if (last < 0 || left > b->near)
+			left += r->end - r->first;
+		if (last < 0 || left > r->near)
 			break;
-		if (is_next(b, last))
-			result = call(__NR_clone, b->flags, 0, 0, 0);
+		if (is_next(r, last))
+			result = call(__NR_clone, r->flags, 0, 0, 0);
 		else
 			result = call(__NR_clone, pass, 0, 1, 0);
 	} while ((result == -EFAULT || result == -EMFILE) && tries-- > 0);
-	b->result = result;
+	r->result = result;
 	for (;;)
 		__asm__ volatile("int3");
 }
 
 __asm__(".balign 8\n"
-	".quad torpor_bear\n" /* the tracer reads the address here, before the entry point */
+	".quad torpor_clone\n" /* the tracer reads the address here, before the entry point */
 	".globl _start\n"
 	"_start:\n"
 	"	xorl %ebp, %ebp\n"

@@ -286,7 +286,7 @@ def added(call: Call) -> Iterator[None]:
     def more(*args: object) -> plan.Plan:
         made = make(*args)  # type: ignore[arg-type]
         main = next(process for process in made.processes if process.threads)
-        main.furnish.append(call)
+        main.process_state.append(call)
         return made
 
     with mock.patch("torpor.restorer.restore.make", more):
@@ -315,7 +315,7 @@ def failing_verification() -> None:
 def killed_at_every_stage() -> None:
     """A restorer that dies leaves nothing of the tree; the image wakes afterwards."""
     snapshot = saved_and_killed()
-    for stage in ("bear", "build", "settle", "release"):
+    for stage in ("create_processes", "build", "settle", "release"):
         for after in (False, True):
             if (stage, after) == ("release", True):
                 continue  # then the job is there, as it should be

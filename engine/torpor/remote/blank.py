@@ -49,7 +49,7 @@ it (kernel/signal.c, force_sig_info_to_task).
 """
 _PEEKTEXT, _POKETEXT = 1, 4  # PTRACE_*
 _SYSCALL_TRAP = 0xCC050F  # syscall; int3
-_BIRTH = struct.Struct("<7q")  # struct birth (native/init.c)
+_CLONE_REQUEST = struct.Struct("<7q")  # struct clone_request (native/init.c)
 CLONE_THREAD = 0x10000
 _CODE_SIZE = 4096
 _TOUCH_TILES = 2048  # offset in the first page of the scratch mapping
@@ -60,7 +60,7 @@ TABLE_ROOM = 4 << 20
 """The maximal size of a table with its data, in bytes. A longer list of calls is run in parts."""
 _MAX_ENTRIES = 60_000
 """Entry numbers have 16 bits."""
-_BIRTHS = (ptrace.EVENT_FORK, ptrace.EVENT_VFORK, ptrace.EVENT_CLONE)
+_NEW_TASK_EVENTS = (ptrace.EVENT_FORK, ptrace.EVENT_VFORK, ptrace.EVENT_CLONE)
 _FAULTS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGSYS)
 
 
@@ -119,8 +119,8 @@ class Blanks:
         self._init = init
         self._tasks: dict[int, Task] = {}
         self._progress = progress
-        self._bearing = 0
-        """The address of torpor_bear (native/init.c)."""
+        self._clone_code = 0
+        """The address of torpor_clone (native/init.c)."""
 
     def take_init(self) -> Task:
         """Stop init before its first instruction, and map the scratch mapping in it."""
@@ -130,7 +130,7 @@ class Blanks:
             ptrace.interrupt(self._init)
             ptrace.resume(self._init)
         task = self._add(self._init, "init")
-        (self._bearing,) = struct.unpack("<Q", memory.read(task.tid, task.registers[RIP] - 8, 8))
+        (self._clone_code,) = struct.unpack("<Q", memory.read(task.tid, task.registers[RIP] - 8, 8))
         flags = _MAP_PRIVATE_ANONYMOUS | _MAP_FIXED_NOREPLACE
         made = self._call(task, NR.mmap, self.scratch.start, len(self.scratch), _PROT_RW, flags, WORD, 0)
         if made != self.scratch.start:
@@ -224,7 +224,7 @@ class Blanks:
             if not os.WIFSTOPPED(status):
                 raise killed(task.name)
             event, sig = ptrace.event(status), ptrace.stop_signal(status)
-            if event in _BIRTHS:
+            if event in _NEW_TASK_EVENTS:
                 born(_event_message(task.tid))
             elif event == 0 and sig == signal.SIGTRAP:
                 return
@@ -232,8 +232,8 @@ class Blanks:
                 raise RestoreFailed(f"{task.name} was stopped by {signal.Signals(sig).name} while it was built")
             ptrace.resume(task.tid)
 
-    def bear(self, task: Task, flags: int, pid: int, numbers: Numbers, near: int, loadavg: int) -> Task | None:
-        """Let a task create a child or a thread, with a PID that the kernel assigns (torpor_bear in native/init.c).
+    def clone(self, task: Task, flags: int, pid: int, numbers: Numbers, near: int, loadavg: int) -> Task | None:
+        """Let a task create a child or a thread, with a PID that the kernel assigns (torpor_clone in native/init.c).
 
         Args:
             task: the parent. It still has torpor-init in memory.
@@ -250,16 +250,17 @@ class Blanks:
             PidTaken: the task may not create others.
         """
         address = self.tables.start
-        memory.write(task.tid, address, _BIRTH.pack(loadavg, pid, near, numbers.first, numbers.end, flags, NOT_RUN))
+        request = _CLONE_REQUEST.pack(loadavg, pid, near, numbers.first, numbers.end, flags, NOT_RUN)
+        memory.write(task.tid, address, request)
         registers = array("Q", task.registers)
-        registers[RIP], registers[RDI] = self._bearing, address
+        registers[RIP], registers[RDI] = self._clone_code, address
         registers[RSP] = self.tables.start + TABLE_ROOM - 8  # as after a call instruction
         registers[ORIG_RAX], registers[RAX] = WORD, 0
         ptrace.set_registers(task.tid, registers)
         ptrace.resume(task.tid)
         born: list[Task] = []
         self._wait_trap(task, lambda tid: born.append(self._add(tid, f"a child of {task.name}")))
-        *_, result = _BIRTH.unpack(memory.read(task.tid, address, _BIRTH.size))
+        *_, result = _CLONE_REQUEST.unpack(memory.read(task.tid, address, _CLONE_REQUEST.size))
         if not born:
             if result not in (-errno.ERANGE, -errno.EFAULT, -errno.EMFILE):  # the latter two: a PID that went by
                 raise PidTaken(f"{task.name} cannot create process or thread {pid}: {os.strerror(-result)}")

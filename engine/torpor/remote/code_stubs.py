@@ -20,27 +20,27 @@ _Key = tuple[bytes, int, int]
 """Device, inode and offset of a mapping."""
 
 
-LENT = x86_64.SYSCALL_RET + b"\xcc\xcc" + x86_64.SIGRETURN_STUBS[0] + b"\xcc\xcc"
+STUBS = x86_64.SYSCALL_RET + b"\xcc\xcc" + x86_64.SIGRETURN_STUBS[0] + b"\xcc\xcc"
 """The stubs: 16 bytes that are written to the vDSO."""
 VDSO = b"[vdso]"
 
 
-def without_lent(code: bytes) -> bytes:
+def without_stubs(code: bytes) -> bytes:
     """The code of a vDSO without the stubs that a dumper wrote to it."""
-    return code[: -len(LENT)] + bytes(len(LENT)) if _is_lent(code[-len(LENT) :]) else code
+    return code[: -len(STUBS)] + bytes(len(STUBS)) if _are_stubs(code[-len(STUBS) :]) else code
 
 
-def _is_lent(end: bytes) -> bool:
+def _are_stubs(end: bytes) -> bool:
     """Whether `end` is the stubs or a part of them: they are written and removed word by word."""
-    words = zip(_words(end), _words(LENT), strict=True)
-    return all(word in (lent, 0) for word, lent in words)
+    words = zip(_words(end), _words(STUBS), strict=True)
+    return all(word in (stub, 0) for word, stub in words)
 
 
 def _words(code: bytes) -> Iterator[int]:
     return (word for (word,) in struct.iter_unpack("<q", code))
 
 
-class Loan:
+class VdsoStubs:
     """The stubs in the vDSO of a stopped process. All methods must be called by the thread that traces the process."""
 
     def __init__(self, tid: int, maps: Sequence[procfs.Mapping]) -> None:
@@ -53,28 +53,28 @@ class Loan:
             CheckpointFailed: it has no vDSO, or its vDSO has no room.
         """
         code = next((one for one in maps if one.name == VDSO and one.perms[2:3] == b"x"), None)
-        self._tid, self._at = tid, code.end - len(LENT) if code else 0
-        if not code or not _is_lent(memory.read(tid, self._at, len(LENT))):
+        self._tid, self._at = tid, code.end - len(STUBS) if code else 0
+        if not code or not _are_stubs(memory.read(tid, self._at, len(STUBS))):
             raise CheckpointFailed(
                 f"process {tid} has no code that calls rt_sigreturn, and no vDSO that could hold it: torpor cannot make"
                 " system calls in it safely",
                 advice="this happens only to programs without a C library that have unmapped their vDSO",
             )
-        self._write(LENT)
+        self._write(STUBS)
 
     @property
     def places(self) -> tuple[int, int]:
         """The addresses of both instructions, as `CodeStubs.find` returns them."""
-        return self._at, self._at + LENT.index(x86_64.SIGRETURN_STUBS[0])
+        return self._at, self._at + STUBS.index(x86_64.SIGRETURN_STUBS[0])
 
-    def end(self, standing: Iterable[int]) -> None:
+    def remove(self, standing: Iterable[int]) -> None:
         """Remove the stubs, unless a thread executes them: a dumper that died may have left it there.
 
         Args:
             standing: the instruction pointers of the process's threads.
         """
-        if not any(self._at <= address < self._at + len(LENT) for address in standing):
-            self._write(bytes(len(LENT)))
+        if not any(self._at <= address < self._at + len(STUBS) for address in standing):
+            self._write(bytes(len(STUBS)))
 
     def _write(self, code: bytes) -> None:
         for number, word in enumerate(_words(code)):
@@ -88,7 +88,7 @@ class CodeStubs:
     """
 
     def __init__(self) -> None:
-        self._found: dict[_Key, _Gadget] = {}
+        self._found: dict[_Key, _FoundStubs] = {}
 
     def find(self, pid: int, maps: Sequence[procfs.Mapping]) -> tuple[int, int] | None:
         """The addresses of ``syscall; ret`` and of an rt_sigreturn stub in the same mapping; None if there is none."""
@@ -104,7 +104,7 @@ class CodeStubs:
         return None
 
 
-class _Gadget(NamedTuple):
+class _FoundStubs(NamedTuple):
     """The instructions that a mapping holds, as offsets from its start."""
 
     call: int
@@ -124,11 +124,11 @@ def _key(mapping: procfs.Mapping) -> _Key:
     return mapping.device, mapping.inode, mapping.offset
 
 
-def _search(pid: int, mapping: procfs.Mapping) -> _Gadget | None:
+def _search(pid: int, mapping: procfs.Mapping) -> _FoundStubs | None:
     content = memory.read(pid, mapping.start, mapping.end - mapping.start)
     call = content.find(x86_64.SYSCALL_RET)
     for code in x86_64.SIGRETURN_STUBS:
         stub = content.find(code)
         if call >= 0 and stub >= 0:
-            return _Gadget(call, stub, code)
+            return _FoundStubs(call, stub, code)
     return None

@@ -20,10 +20,10 @@ from torpor.remote import memory, ptrace
 from torpor.remote.naming import SEE_WHY, UNINTERRUPTIBLE, describe_process, not_permitted
 from torpor.remote.rest import Rest
 
-BIRTHS = ptrace.O_TRACEFORK | ptrace.O_TRACECLONE
+TRACE_NEW_TASKS = ptrace.O_TRACEFORK | ptrace.O_TRACECLONE
 """With these options, the children and threads that a thread creates before it stops are traced from birth and stop at
 once. Not with vfork: there the parent itself stops only when the child has called execve(2) or ended."""
-_BIRTHS = (ptrace.EVENT_FORK, ptrace.EVENT_CLONE)
+_NEW_TASK_EVENTS = (ptrace.EVENT_FORK, ptrace.EVENT_CLONE)
 _CHASE = 64
 """How many times to look for new children of a process before giving up: each may create the next one and end."""
 
@@ -264,7 +264,7 @@ class Frozen:
     def _seize(self, process: Process, tid: int) -> None:
         self._moved = True
         try:
-            ptrace.seize(tid, process.options | BIRTHS)
+            ptrace.seize(tid, process.options | TRACE_NEW_TASKS)
             ptrace.interrupt(tid)
         except ProcessLookupError:
             return  # it has ended
@@ -328,7 +328,7 @@ class Frozen:
                     _note(thread, status)
                     return
                 ptrace.interrupt(thread.tid)  # any other stop has cleared the one that was asked for (ptrace_stop)
-                if ptrace.event(status) in _BIRTHS:
+                if ptrace.event(status) in _NEW_TASK_EVENTS:
                     self._born.add(ptrace.event_message(thread.tid))
                     ptrace.resume(thread.tid)
                 else:  # a signal came first: let the kernel set up its handler; then the stop follows
@@ -363,7 +363,7 @@ class Frozen:
         self.processes.clear()
 
 
-def stand(processes: Iterable[Process]) -> None:
+def bring_to_freeze_stop(processes: Iterable[Process]) -> None:
     """Bring threads that the calling thread already traces from any ptrace stop to the stop of a freeze.
 
     None of them runs meanwhile: the kernel checks for an interrupt before it delivers a signal (get_signal()).
@@ -437,7 +437,7 @@ def _let_go_late(thread: Thread) -> None:
         return
     if not ptrace.event(status):
         thread.deliver = ptrace.stop_signal(status)  # a signal came first
-    child = ptrace.event_message(thread.tid) if ptrace.event(status) in _BIRTHS else 0
+    child = ptrace.event_message(thread.tid) if ptrace.event(status) in _NEW_TASK_EVENTS else 0
     ptrace.detach([(thread.tid, thread.deliver)])
     if child:
         _let_go_late(Thread(child))

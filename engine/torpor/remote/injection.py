@@ -34,7 +34,7 @@ from torpor.arch.x86_64 import NR, RED_ZONE, WORD
 from torpor.errors import CheckpointFailed, Reason, Refused, in_words
 from torpor.remote import memory, ptrace
 from torpor.remote.batch import CODE, ENTRY_SIZE, Batch, Replies, Result
-from torpor.remote.code_stubs import CodeStubs, Loan
+from torpor.remote.code_stubs import CodeStubs, VdsoStubs
 from torpor.remote.freeze import Process, Thread
 from torpor.util.ranges import subtract, union
 
@@ -105,7 +105,7 @@ class Injection:
         """
         self._stubs = stubs
         self._quiet = next((s for s in _QUIET_SIGNALS if not noticed >> (s - 1) & 1), None)
-        self._loan: Loan | None = None
+        self._vdso_stubs: VdsoStubs | None = None
         self._host: Thread | None = None
         self._host_frame = 0
         self._stale: list[tuple[int, int]] = []
@@ -129,8 +129,8 @@ class Injection:
         host, top = self._choose_host()
         found = self._stubs.find(self.process.pid, self.maps)
         if not found:
-            self._loan = Loan(host.tid, self.maps)
-            found = self._loan.places
+            self._vdso_stubs = VdsoStubs(host.tid, self.maps)
+            found = self._vdso_stubs.places
         call, stub = found
         frame_size = x86_64.signal_frame_size(len(self.xstates[host.tid]))
         frame = (top - frame_size) & ~63
@@ -373,9 +373,9 @@ class Injection:
             for start, size in (*self._stale, (self.scratch[0], self.scratch[1] - self.scratch[0])):
                 self._call_on_stack(NR.munmap, start, size)
             self.scratch = (0, 0)
-        if self._loan:
-            self._loan.end(thread.registers[x86_64.RIP] for thread in self.process.threads.values())
-            self._loan = None
+        if self._vdso_stubs:
+            self._vdso_stubs.remove(thread.registers[x86_64.RIP] for thread in self.process.threads.values())
+            self._vdso_stubs = None
 
     def _choose_host(self) -> tuple[Thread, int]:
         """Choose a thread, and an address with enough unused room below it that certainly belongs to a stack."""

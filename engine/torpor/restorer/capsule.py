@@ -134,20 +134,20 @@ class Waiting:
             RestoreFailed: it failed to become init.
         """
         os.write(self._gate, _GO.pack(first, _end_of_descriptors() if end is None else end))
-        self.hear(lib.TP_STAGE_APART)
+        self.wait_for(lib.TP_STAGE_APART)
         self._writer.close()
         if report := os.read(self._reports, _REPORT.size):  # empty after a successful execve, which closes the pipe
             raise _failure(*_REPORT.unpack(report))
         self.gone = True
         return Init(self.pid, self.status_fd, self.own_status_fd)
 
-    def hear(self, stage: int) -> None:
+    def wait_for(self, stage: int) -> None:
         """Wait until it reports that it has reached a stage of its start.
 
         Raises:
             NotPermitted, RestoreFailed: it failed before that.
         """
-        _hear(self._reports, self.pid, stage)
+        _wait_for_report(self._reports, self.pid, stage)
 
 
 @contextmanager
@@ -159,7 +159,7 @@ def prepare(
     program: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
     signals: Signals = NO_SIGNALS,
-    witness: bool = False,
+    hold_signals: bool = False,
     trace: bool = True,
 ) -> Iterator[Waiting]:
     """Create namespaces with a process in them that can become init. At exit it is killed if it did not become init.
@@ -171,7 +171,7 @@ def prepare(
         program: a program for init to start as its child: path, argv[0], arguments.
         environment: the environment of the program.
         signals: the signals that the program ignores and blocks.
-        witness: init keeps signals pending instead of passing them on, since `Job.foreground` does that.
+        hold_signals: init keeps signals pending instead of passing them on, since `Job.foreground` does that.
         trace: attach to the process with ptrace, from the calling thread.
 
     Raises:
@@ -190,7 +190,7 @@ def prepare(
         gates, reports = (_pipe(stack) for _ in range(2))
         caller = pidfd_open(os.getpid())
         stack.callback(os.close, caller)
-        argv = _strings(init_arguments(child, own_status_fd, program, witness=witness))
+        argv = _strings(init_arguments(child, own_status_fd, program, hold_signals=hold_signals))
         envp = _strings([os.fsencode(f"{key}={value}") for key, value in (environment or {}).items()])
         path = ffi.new("char[]", os.fsencode(INIT))
         spawn = ffi.new(
@@ -234,7 +234,7 @@ def prepare(
             if trace:
                 ptrace.seize(waiting.pid, setting.trace_options)
             if lib.TP_STAGE_READY not in by_stage:
-                waiting.hear(lib.TP_STAGE_READY)
+                waiting.wait_for(lib.TP_STAGE_READY)
             yield waiting
         finally:
             if waiting.gone:
@@ -245,7 +245,7 @@ def prepare(
 
 
 def launch(
-    setting: Setting, program: Sequence[str], environment: Mapping[str, str], signals: Signals, *, witness: bool
+    setting: Setting, program: Sequence[str], environment: Mapping[str, str], signals: Signals, *, hold_signals: bool
 ) -> Init:
     """Start init with a program as its main child. Both inherit 0, 1 and 2.
 
@@ -254,13 +254,13 @@ def launch(
         program: path, argv[0], arguments.
         environment: the environment of the program.
         signals: the signals that the program ignores and blocks.
-        witness: init keeps signals pending instead of passing them on, since `Job.foreground` does that.
+        hold_signals: init keeps signals pending instead of passing them on, since `Job.foreground` does that.
 
     Raises:
         As `prepare`.
     """
     with prepare(
-        setting, 0, program=program, environment=environment, signals=signals, witness=witness, trace=False
+        setting, 0, program=program, environment=environment, signals=signals, hold_signals=hold_signals, trace=False
     ) as waiting:
         return waiting.go(waiting.own_status_fd, waiting.own_status_fd + 1)
 
@@ -288,10 +288,10 @@ def _end_of_descriptors() -> int:
 
 
 def init_arguments(
-    child: int, status_fd: int = 0, program: Sequence[str] = (), *, witness: bool = False
+    child: int, status_fd: int = 0, program: Sequence[str] = (), *, hold_signals: bool = False
 ) -> list[bytes]:
     """The arguments of torpor-init (native/init.c)."""
-    return [b"torpor-init", b"%d" % child, b"%d" % status_fd, b"%d" % witness, *map(os.fsencode, program)]
+    return [b"torpor-init", b"%d" % child, b"%d" % status_fd, b"%d" % hold_signals, *map(os.fsencode, program)]
 
 
 def _run_helper(spawn: Any, asked: Mapping[Kind, list[range]], gate: int, reports: int) -> Mapped | None:
@@ -315,7 +315,7 @@ def _run_helper(spawn: Any, asked: Mapping[Kind, list[range]], gate: int, report
     ids: Mapped | None = id_maps.own()
     try:
         if asked:
-            _hear(reports, helper, lib.TP_STAGE_UNMAPPED)
+            _wait_for_report(reports, helper, lib.TP_STAGE_UNMAPPED)
             ids = id_maps.write(helper, asked)
             if ids is None:
                 os.kill(helper, signal.SIGKILL)
@@ -329,7 +329,7 @@ def _run_helper(spawn: Any, asked: Mapping[Kind, list[range]], gate: int, report
     return ids
 
 
-def _hear(reports: int, pid: int, stage: int) -> None:
+def _wait_for_report(reports: int, pid: int, stage: int) -> None:
     """Wait until a process reports that it has reached a stage.
 
     Raises:

@@ -31,7 +31,7 @@ from torpor.probe import probe
 from torpor.remote import memory, ptrace
 from torpor.remote.batch import Call
 from torpor.remote.blank import TABLE_ROOM, Blanks, Task, Work, killed, table_size
-from torpor.remote.freeze import Process, Thread, stand
+from torpor.remote.freeze import Process, Thread, bring_to_freeze_stop
 from torpor.remote.sys import descriptor_of, syscall
 from torpor.remote.written import OPEN_FLAGS
 from torpor.restorer import last_calls
@@ -85,19 +85,19 @@ class Builder:
         self._blanks = Blanks(init, plan.scratch, address_space.GAP, progress)
         self._walker = walker
 
-    def bear(self) -> None:
+    def create_processes(self) -> None:
         """Create every process, each by its own parent."""
         top = Built(self.plan.processes[0], [self._blanks.take_init()])
         for calls in self.plan.by_init:
             self._blanks.run([self._work(top, calls)])
         if self._walker:
-            found = self._walker.bear(self.plan, self._blanks, top.threads[0])
+            found = self._walker.create_processes(self.plan, self._blanks, top.threads[0])
             self.processes = {plan.member.pid: Built(plan, found[plan.member.pid]) for plan in self.plan.processes}
         else:
-            self._bear_by_levels(top)
+            self._create_by_levels(top)
         self._orphan()
 
-    def _bear_by_levels(self, top: Built) -> None:
+    def _create_by_levels(self, top: Built) -> None:
         by_pid = {process.member.pid: process for process in self.plan.processes}
         level = [top]
         while level:
@@ -146,7 +146,7 @@ class Builder:
             filled(Filled(process.threads[0].tid, image_of(process), self._userfaultfd(process)) for process in built)
         for process in built:
             self._lay_out(process)
-        self._blanks.run([self._work(process, process.plan.furnish) for process in built])
+        self._blanks.run([self._work(process, process.plan.process_state) for process in built])
         self._blanks.run([self._work(process, process.plan.place) for process in built if process.plan.place])
         self._blanks.run([self._work(process, process.plan.share) for process in built])
         for process in built:
@@ -154,7 +154,7 @@ class Builder:
                 _write_proc(process, name, text)
         for pid in [pid for pid, process in self.processes.items() if process.plan.member.only_group]:
             self._blanks.end(self.processes.pop(pid).threads[0], [], signal.SIGKILL)
-        self._bury()
+        self._end_zombies()
 
     def _lay_out(self, process: Built) -> None:
         """Set the memory layout by a helper that shares the memory (CLONE_VM) but has its own user namespace.
@@ -194,7 +194,7 @@ class Builder:
         for number, task in enumerate(workers):
             yield Work(task, calls[number :: len(workers)], self._blanks.tables.start + number * room, room)
 
-    def _bury(self) -> None:
+    def _end_zombies(self) -> None:
         """Let the processes exit that were zombies. Their parents have no signal actions yet, so nothing reaps them."""
         for pid in [pid for pid, process in self.processes.items() if image_of(process).zombie]:
             process = self.processes.pop(pid)
@@ -250,7 +250,7 @@ class Builder:
         """The PIDs of all processes in this process's PID namespace, by their PID in the image."""
         return {pid: process.threads[0].tid for pid, process in self.processes.items()} | self._ended
 
-    def standing(self, image: pb.Tree) -> dict[int, Process]:
+    def as_frozen(self, image: pb.Tree) -> dict[int, Process]:
         """Return the tree as a freeze would, by PID in this process's PID namespace, in the order of its image.
 
         The caller may change the threads' registers: `release` sets them again. New children of the threads are not
@@ -268,7 +268,7 @@ class Builder:
                     ptrace.request(ptrace.SETOPTIONS, task.tid, 0, options)
                     process.threads[task.tid] = Thread(task.tid)
             found[pid] = process
-        stand(found.values())
+        bring_to_freeze_stop(found.values())
         return found
 
     def release(

@@ -21,7 +21,7 @@ from torpor.util.inherited import Signals
 
 _SI_KERNEL = 0x80  # asm-generic/siginfo.h
 _SI_QUEUE = -1
-_WITNESS, _LIVES_ON = 0x746F00, 0x10000  # as in native/init.c
+_HOLD, _LIVES_ON = 0x746F00, 0x10000  # as in native/init.c
 _FORWARDED = frozenset(signal.valid_signals()) - {
     signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP,
     signal.SIGABRT, signal.SIGSYS, signal.SIGPIPE,
@@ -45,7 +45,7 @@ class Job:
     """The PID of the root in this process's PID namespace, for `torpor.checkpoint`; 0 if it ended at once."""
     warnings: tuple[str, ...] = ()
     """Messages for the user: what is different from before the checkpoint."""
-    _told: int | None = field(default=None, init=False)
+    _reported: int | None = field(default=None, init=False)
     """What init has reported: a wait status, perhaps with _LIVES_ON; -1 if init was killed before it could report."""
     _killed: bool = field(default=False, init=False)
     """Whether init was sent SIGKILL: then it does not outlive the root of the tree."""
@@ -112,37 +112,37 @@ class Job:
         signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED - (before.ignored - {signal.SIGCHLD}))
         return before
 
-    def foreground(self, hear: Callable[[int], bool] | None = None) -> int:
+    def foreground(self, on_signal: Callable[[int], bool] | None = None) -> int:
         """Stand in for the job until it ends: forward every signal that this process gets. The signals stay blocked.
 
         If Ctrl-Z stops the job, this process stops as well, for the shell that waits for it. Call this from the main
         thread of a program that does nothing else. Returns what `wait` returns.
 
         Args:
-            hear: called with every signal, for the code that relays the job's terminal. If it returns True, the signal
-                is not forwarded.
+            on_signal: called with every signal, by which the code that relays the job's terminal learns of them. If it
+                returns True, the signal is not forwarded.
         """
-        heard = _FORWARDED - (self.hold_signals().ignored - {signal.SIGCHLD})
-        self._bear_witness()
+        awaited = _FORWARDED - (self.hold_signals().ignored - {signal.SIGCHLD})
+        self._keep_signals_pending()
         stop_until = 0.0
         while (code := self.poll()) is None:
-            received = signal.sigtimedwait(heard, _STOP_STEP) if stop_until else signal.sigwaitinfo(heard)
+            received = signal.sigtimedwait(awaited, _STOP_STEP) if stop_until else signal.sigwaitinfo(awaited)
             if received is None:
                 if self._is_stopped():  # and no SIGCONT has come since
-                    self._bear_witness()  # start anew: a stop signal that init gets later is another one
+                    self._keep_signals_pending()  # start anew: a stop signal that init gets later is another one
                     os.kill(os.getpid(), signal.SIGSTOP)
                     stop_until = 0.0
                 elif time.monotonic() > stop_until:
                     stop_until = 0.0
                 continue
-            if received.si_signo == signal.SIGCHLD or (hear is not None and hear(received.si_signo)):
+            if received.si_signo == signal.SIGCHLD or (on_signal is not None and on_signal(received.si_signo)):
                 continue
-            self._hand_on(received)
-            if received.si_signo in _STOPS and hear is None:
+            self._forward(received)
+            if received.si_signo in _STOPS and on_signal is None:
                 stop_until = time.monotonic() + _STOP_SECONDS
         return code
 
-    def _bear_witness(self, forget: int = 0) -> None:
+    def _keep_signals_pending(self, forget: int = 0) -> None:
         """Let init keep its signals pending, and forget the pending one of this number, or all (native/init.c).
 
         If the job is in this process's group, a signal to the whole group has reached it already. The signal itself
@@ -150,12 +150,12 @@ class Job:
         """
         received = bytearray(128)  # siginfo_t
         struct.pack_into(
-            "<iiiiiii", received, 0, signal.SIGURG, 0, _SI_QUEUE, 0, os.getpid(), os.getuid(), _WITNESS + forget
+            "<iiiiiii", received, 0, signal.SIGURG, 0, _SI_QUEUE, 0, os.getpid(), os.getuid(), _HOLD + forget
         )
         with suppress(ProcessLookupError):
             syscall(NR.rt_sigqueueinfo, self.pid, signal.SIGURG, received)
 
-    def _hand_on(self, received: signal.struct_siginfo) -> None:
+    def _forward(self, received: signal.struct_siginfo) -> None:
         """Pass a signal on to the job, unless the job has got it already."""
         with suppress(FileNotFoundError, ProcessLookupError):  # the job has ended
             if os.getpgid(self.tree_pid) == os.getpgrp():
@@ -163,10 +163,10 @@ class Job:
                     return
                 status = procfs.status(procfs.read(f"/proc/{self.pid}/status"))
                 waiting = int(status[b"ShdPnd"], 16) << 1
-                if waiting & _undone_by(received.si_signo):
+                if waiting & _cancelled_by(received.si_signo):
                     return
                 if waiting >> received.si_signo & 1:
-                    self._bear_witness(received.si_signo)
+                    self._keep_signals_pending(received.si_signo)
                     return
             os.kill(self.tree_pid, received.si_signo)
 
@@ -176,11 +176,11 @@ class Job:
         return False
 
     def _end(self, timeout: int | None) -> int | None:
-        _forget_the_ended()
-        if self._told is None:
-            self._told = self._hear(timeout)
-        if self._code is None and self._told is not None:
-            status = self._told
+        _reap_ended()
+        if self._reported is None:
+            self._reported = self._read_report(timeout)
+        if self._code is None and self._reported is not None:
+            status = self._reported
             if status > 0 and status & _LIVES_ON and not self._killed:
                 _living_on.add(self.pid)
             else:
@@ -194,7 +194,7 @@ class Job:
             self._code = os.waitstatus_to_exitcode(status & 0xFFFF)
         return self._code
 
-    def _hear(self, timeout: int | None) -> int | None:
+    def _read_report(self, timeout: int | None) -> int | None:
         """What init has reported by now; None if nothing."""
         poller = select.poll()  # select() cannot take descriptors from 1024 on
         poller.register(self.init.status_fd, select.POLLIN)
@@ -205,7 +205,7 @@ class Job:
         return int.from_bytes(received, "little") if received else -1
 
 
-def _forget_the_ended() -> None:
+def _reap_ended() -> None:
     """Reap the inits that lived on and have ended since, as subprocess does with children that nobody asks for."""
     for pid in list(_living_on):
         try:
@@ -216,7 +216,7 @@ def _forget_the_ended() -> None:
             _living_on.discard(pid)
 
 
-def _undone_by(number: int) -> int:
+def _cancelled_by(number: int) -> int:
     """Return the mask of signals that discard a pending one of this number (prepare_signal(), kernel/signal.c)."""
     if number == signal.SIGCONT:
         return sum(1 << stop for stop in _STOPS)

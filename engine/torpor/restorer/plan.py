@@ -127,14 +127,14 @@ class ProcessPlan:
     """Bytes that it fills after that."""
     layout: list[Call] = field(default_factory=list)
     """A helper that shares its memory, and has a capability that the process lacks, sets the memory layout."""
-    furnish: list[Call] = field(default_factory=list)
+    process_state: list[Call] = field(default_factory=list)
     """The main thread restores all other process-wide state."""
     place: list[Call] = field(default_factory=list)
-    """After `furnish` in all processes, the main thread gets the descriptors that it shares with its children. Other
-    processes get theirs at the end of `furnish`."""
+    """After `process_state` in all processes, the main thread gets the descriptors that it shares with its children.
+    Other processes get theirs at the end of `process_state`."""
     share: list[Call] = field(default_factory=list)
-    """After `furnish` and `place` in all processes, the main thread gets what others have opened, and sets descriptors
-    up."""
+    """After `process_state` and `place` in all processes, the main thread gets what others have opened, and sets
+    descriptors up."""
     proc: list[tuple[str, str]] = field(default_factory=list)
     """Files of its /proc/PID that the restorer then writes, with their content."""
     end: list[Call] = field(default_factory=list)
@@ -184,8 +184,8 @@ class Plan:
                 adopter = process.member.adopter
                 whom = f"process {adopter.pid}" if adopter.image else "torpor-init"
                 yield f"  ends once all processes exist: {whom} adopts its children"
-            steps = process.build, process.fill, process.layout, process.furnish, process.place, process.share
-            built = [call for step in steps for call in step]
+            lists = process.build, process.fill, process.layout, process.process_state, process.place, process.share
+            built = [call for calls in lists for call in calls]
             yield from _explain("once all processes exist", built)
             yield from _explain("at its end", process.end)
             for thread in process.threads:
@@ -218,7 +218,7 @@ def make(image: pb.Tree, here: Here, held: RestorerFds) -> Plan:
     if here.walk:
         # The order of creation is not known yet. A child unmaps what is not for it.
         shares = {pid: replace(share, heirs=frozenset()) for pid, share in shares.items()}
-    plans = [_born(member, shares.get(member.pid, Share()), sessions, image, held, scratch) for member in members]
+    plans = [_plan_birth(member, shares.get(member.pid, Share()), sessions, image, held, scratch) for member in members]
     for plan in plans:
         if plan.member.image is not None and not plan.member.image.zombie:
             plan.birth[:0] = _of_tree(plan.member.image, image, here)[Stage.BIRTH]
@@ -258,7 +258,7 @@ def _segment(shared: pb.SharedMemory, address: int, here: Here, held: RestorerFd
     return segments.make(shared, address, filling, here.rights.keep)
 
 
-def _born(
+def _plan_birth(
     member: birth_order.Member,
     share: Share,
     sessions: Mapping[int, pb.Session],
@@ -269,7 +269,7 @@ def _born(
     """Plan what a process does until all processes exist."""
     plan = ProcessPlan(member)
     if share.first:
-        plan.birth += address_space.hand_on(share.hulls, image, held.sources, scratch)
+        plan.birth += address_space.map_for_children(share.hulls, image, held.sources, scratch)
     plan.birth += address_space.fill(share.given, held.sources, scratch.stop - address_space.GAP)
     plan.given_size = sum(piece.size for piece in share.given) * PAGE
     plan.birth += _birth(member, sessions, held.opened, share)
@@ -279,31 +279,31 @@ def _born(
 def _birth(
     member: birth_order.Member, sessions: Mapping[int, pb.Session], opened: Opened, share: Share
 ) -> Iterator[Call]:
-    yield from _bear(member.early, share)
+    yield from _create_children(member.early, share)
     if member.leads_session:
         yield Call(NR.setsid, (), member.pid, "starting a session")
         if member.pid in sessions:
             yield from ptys.take(sessions[member.pid], opened.terminals)
     late = member.births[len(member.early) :]
-    yield from _bear([child for child in late if child is not member.holder], share)
+    yield from _create_children([child for child in late if child is not member.holder], share)
     if member.starts_group and not member.leads_session:
         yield Call(NR.setpgid, (0, 0), 0, "starting a process group")
     if member.holder:
-        yield from _bear([member.holder], share)
+        yield from _create_children([member.holder], share)
 
 
-def _bear(children: Iterable[birth_order.Member], share: Share) -> Iterator[Call]:
+def _create_children(children: Iterable[birth_order.Member], share: Share) -> Iterator[Call]:
     """Create children, each with or without the shared memory; leaving it out costs nothing."""
     hidden = False
     for child in children:
         if share.heirs and hidden != (hidden := child.pid not in share.heirs):
-            yield from address_space.hide(share.hulls, hidden=hidden)
+            yield from address_space.exclude_from_fork(share.hulls, hidden=hidden)
         # A stand-in that only holds a process group for a moment ends without a signal to its parent.
         exit_signal = 0 if child.only_group else _exit_signal(child)
         flags = sharing.clone_flags(child.image) if child.image else 0
         yield threads.clone(flags, exit_signal, child.pid, f"starting process {child.pid}")
     if hidden:
-        yield from address_space.hide(share.hulls, hidden=False)
+        yield from address_space.exclude_from_fork(share.hulls, hidden=False)
 
 
 def _exit_signal(member: birth_order.Member) -> int:
@@ -316,7 +316,7 @@ def _join(member: birth_order.Member) -> Iterator[Call]:
         yield Call(NR.setpgid, (0, member.pgid), 0, f"joining process group {member.pgid}")
 
 
-def _know_stop(pid: int) -> Call:
+def _wait_for_stop(pid: int) -> Call:
     return Call(NR.wait4, (pid, 0, WUNTRACED | WNOHANG | WALL, 0), pid, f"waiting for the stop of process {pid}")
 
 
@@ -353,7 +353,9 @@ def _build(
     build += _join(member)
     build += limits.widening(here.hosts[LIMITS])
     written = address_space.with_pages(process.memory)
-    build += address_space.steps(process, image, held.sources, here.vdso, scratch, written, share.kept, share.stale)
+    build += address_space.restore_calls(
+        process, image, held.sources, here.vdso, scratch, written, share.kept, share.stale
+    )
     shared = seccomp.common(process)
     build += seccomp.install(shared, image.filters)  # its threads inherit them
     (plan.clones if here.walk else build).extend(map(threads.birth, process.threads[1:]))
@@ -362,21 +364,22 @@ def _build(
     plan.fill_size = sum(piece.size for piece in pieces) * PAGE
     is_init = image.files[process.memory.exe].path == here.init_program
     layout = address_space.layout(process.memory, held.sources, is_init=is_init)
-    (plan.layout if here.walk else plan.furnish).append(layout)
-    plan.furnish += address_space.last_calls(process.memory, written)
+    (plan.layout if here.walk else plan.process_state).append(layout)
+    plan.process_state += address_space.last_calls(process.memory, written)
     parts = _by_stage(step for part in PROCESS_PARTS for step in part.calls(process, here.hosts[part]))
-    plan.furnish += tree.steps(process, held.directories[process.pid], held.roots[process.pid] if process.root else -1)
-    plan.furnish += parts[Stage.PROCESS]
-    plan.furnish += ptys.steps(process, image, held.opened.terminals)
-    # Those who share a table still use the restorer's descriptors in it until all of them are furnished.
+    root = held.roots[process.pid] if process.root else -1
+    plan.process_state += tree.restore_calls(process, held.directories[process.pid], root)
+    plan.process_state += parts[Stage.PROCESS]
+    plan.process_state += ptys.restore_calls(process, image, held.opened.terminals)
+    # Processes that share a table still use the restorer's descriptors in it until all have their process state.
     lends = any(child.image and child.image.shares_fds for child in member.heirs)
-    place = plan.place if lends else plan.furnish
+    place = plan.place if lends else plan.process_state
     if not process.shares_fds:
         place += placement.placing(process, own, held.opened)
         place += placement.closing(process, own)
         place += own.opening(process)
-    plan.share += own.steps(process)
-    plan.share += signal_owners.steps(process, image)
+    plan.share += own.restore_calls(process)
+    plan.share += signal_owners.restore_calls(process, image)
     plan.proc += FILES.files(process, here.hosts[FILES])
     for thread in process.threads:
         each = _by_stage(step for part in THREAD_PARTS for step in part.calls(thread, process, image, here.hosts[part]))
@@ -384,7 +387,7 @@ def _build(
         last = each[Stage.RELEASE]
         if thread.tid == process.pid:
             calls += _reap(member)
-            calls += [_know_stop(child.pid) for child in member.heirs if child.image and child.image.stop_told]
+            calls += [_wait_for_stop(child.pid) for child in member.heirs if child.image and child.image.stop_told]
             calls += _of_tree(process, image, here)[Stage.ALL_THREADS]
             ended = {_exit_signal(child) for child in member.heirs if child.image and child.image.zombie}
             calls += [call for sent in sorted(ended - {0, SIGCHLD}) for call in signals.discard(sent)]

@@ -376,7 +376,7 @@ def _wake(
         init = waiting.go(material.base)
         builder = Builder(plan, init.pid, setting.trace_options, _progress(plan.size, progress), walker)
         try:
-            builder.bear()
+            builder.create_processes()
             builder.build(filled)
             builder.settle()
             integrity.finish()
@@ -385,7 +385,7 @@ def _wake(
             tree_pid = builder.processes[image.processes[0].pid].threads[0].tid
             builder.settle_others(
                 lambda pid, child: capsule.init_arguments(
-                    child, init.own_status_fd if pid == here.init else 0, witness=foreground
+                    child, init.own_status_fd if pid == here.init else 0, hold_signals=foreground
                 ),
                 init.own_status_fd,
             )
@@ -393,7 +393,7 @@ def _wake(
             material.held.opened.built()
             verification.look(image, builder.pids)
             if prove:
-                verification.prove(image, builder.standing(image))
+                verification.prove(image, builder.as_frozen(image))
             material.held.opened.let_go()
             builder.release(first, connected)
         except BaseException:

@@ -57,7 +57,7 @@ def start(
         [_found(command[0], None), *command],
         inherited.environment() if environment is None else environment,
         inherited.signals() if signals is None else signals,
-        witness=foreground,
+        hold_signals=foreground,
     )
     return Job(init, *_command_pids(init.pid))
 

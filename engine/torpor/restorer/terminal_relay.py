@@ -137,7 +137,7 @@ class Relay:
         self._enter()
         self._ready.set()
         try:
-            return job.foreground(self._hear)
+            return job.foreground(self._on_signal)
         finally:
             os.write(self._end[1], b"!")
             self._carrier.join()
@@ -146,7 +146,7 @@ class Relay:
                 if fd >= 0:
                     os.close(fd)
 
-    def _hear(self, number: int) -> bool:
+    def _on_signal(self, number: int) -> bool:
         """Handle a signal to this process; return whether it is for the terminal and not for the job."""
         if number == signal.SIGWINCH:
             self._resize()

@@ -131,7 +131,7 @@ class Walker:
     seconds: float
     """The most time that it may take."""
 
-    def bear(self, plan: Plan, blanks: Blanks, init: Task) -> dict[int, list[Task]]:
+    def create_processes(self, plan: Plan, blanks: Blanks, init: Task) -> dict[int, list[Task]]:
         """Create all processes and threads of a plan below an init.
 
         Returns:
@@ -163,7 +163,7 @@ class Walker:
                 continue
             self._approach(here, pid, deadline)
             flags = threads.clone_flags(own.calls[pid])
-            task = blanks.bear(tasks[parent.pid], flags, pid, here, self.walk.pace.near, self.loadavg)
+            task = blanks.clone(tasks[parent.pid], flags, pid, here, self.walk.pace.near, self.loadavg)
             if task is not None:
                 task.name = names.get(pid, f"thread {pid} of {names[parent.pid]}")
                 tasks[pid] = task

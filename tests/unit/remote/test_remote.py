@@ -22,7 +22,7 @@ from torpor.arch.x86_64 import NR
 from torpor.errors import CheckpointFailed, NotFound, NotPermitted
 from torpor.remote import memory, ptrace
 from torpor.remote.batch import ArgumentOf, Batch, Out, Result
-from torpor.remote.code_stubs import LENT, CodeStubs, Loan, without_lent
+from torpor.remote.code_stubs import STUBS, CodeStubs, VdsoStubs, without_stubs
 from torpor.remote.freeze import Frozen, Stuck
 from torpor.remote.injection import Injection
 from torpor.remote.naming import not_permitted
@@ -343,15 +343,15 @@ def test_refusals_name_the_process(start: Start) -> None:
 def test_a_process_without_code_to_return_with_is_refused() -> None:
     assert CodeStubs().find(os.getpid(), []) is None
     with pytest.raises(CheckpointFailed, match="rt_sigreturn"):
-        Loan(os.getpid(), [])
+        VdsoStubs(os.getpid(), [])
 
 
 def test_what_is_lent_in_the_vdso_is_taken_away() -> None:
     code = bytes(range(1, 101)).ljust(4096, b"\0")
-    assert without_lent(code) == code
-    for lent in (LENT, LENT[:8] + bytes(8), bytes(8) + LENT[8:]):
-        assert without_lent(code[: -len(LENT)] + lent) == code
-    assert without_lent(code[:-1] + b"\1") != code
+    assert without_stubs(code) == code
+    for lent in (STUBS, STUBS[:8] + bytes(8), bytes(8) + STUBS[8:]):
+        assert without_stubs(code[: -len(STUBS)] + lent) == code
+    assert without_stubs(code[:-1] + b"\1") != code
 
 
 STUCK = """

@@ -151,7 +151,7 @@ def calls(description: Description, fd: int) -> Iterator[Call]:
             yield Call(NR.fcntl, (fd, F_OFD_SETLK, _request(lock)), 0, f"locking {words(description)}")
 
 
-def steps(process: Process) -> Iterator[Call]:
+def restore_calls(process: Process) -> Iterator[Call]:
     """The calls by which a process takes its own locks, after it has closed its last descriptor."""
     for entry in process.fds:
         for lock in entry.locks:

@@ -73,7 +73,7 @@ class MadeInProcess:
             yield from _placed(got, entries)
             taken |= {entry.fd for entry in entries}
 
-    def steps(self, process: Process) -> Iterator[Call]:
+    def restore_calls(self, process: Process) -> Iterator[Call]:
         """The calls by which a process takes what others have passed to it, adds its own epoll watches, and locks
         files.
         """
@@ -91,7 +91,7 @@ class MadeInProcess:
             for watch in description.epoll.watches:
                 if self._image.descriptions[watch.description].WhichOneof("kind") in WATCHED_BY_OWNERS:
                     yield from _watch(process, self._image, index, watch)
-        yield from locks.steps(process)
+        yield from locks.restore_calls(process)
 
     def _opened_by(self, process: Process, *, first: bool) -> Iterator[tuple[int, list[Fd]]]:
         """The descriptions of a process with their descriptors: those that it opens (`first`), or the others."""

@@ -478,7 +478,7 @@ def take(session: Session, opened: Mapping[int, int]) -> Iterator[Call]:
         yield Call(NR.ioctl, (opened[session.terminal], termios.TIOCSCTTY, 0), 0, words)
 
 
-def steps(process: Process, image: Tree, opened: Mapping[int, int]) -> Iterator[Call]:
+def restore_calls(process: Process, image: Tree, opened: Mapping[int, int]) -> Iterator[Call]:
     """The calls for a process's controlling terminal, when all groups exist and its slots are open."""
     session = next((session for session in image.sessions if session.sid == process.sid), None)
     if session is None or session.terminal not in opened:

@@ -131,7 +131,7 @@ def take(image: Tree, slots: Mapping[int, int]) -> None:
                 syscall(NR.fcntl, slots[index], command, argument)
 
 
-def steps(process: Process, image: Tree) -> Iterator[Call]:
+def restore_calls(process: Process, image: Tree) -> Iterator[Call]:
     """The calls by which a process sets the owners of descriptions that it is the first to have."""
     before: set[int] = set()
     for other in image.processes:

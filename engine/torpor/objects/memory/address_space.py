@@ -146,14 +146,14 @@ def validate_commitment(image: pb.Tree) -> Iterator[Reason]:
         yield Reason("this host", f"{why}; the tree has mapped {needed >> 20} MiB", "wake it where there is more")
 
 
-def hand_on(hulls: Iterable[pb.Vma], image: pb.Tree, sources: Sources, scratch: range) -> Iterator[Call]:
+def map_for_children(hulls: Iterable[pb.Vma], image: pb.Tree, sources: Sources, scratch: range) -> Iterator[Call]:
     """Give a blank process mappings that its descendants will inherit. Besides them it keeps only torpor-init."""
     yield from clear(scratch, [INIT])
     for hull in hulls:
         yield from _map(hull, image, sources, writable=True)
 
 
-def hide(hulls: Iterable[pb.Vma], *, hidden: bool) -> Iterator[Call]:
+def exclude_from_fork(hulls: Iterable[pb.Vma], *, hidden: bool) -> Iterator[Call]:
     """Exclude these mappings from the next forks, or include them again."""
     for hull in hulls:
         words = f"{'excluding' if hidden else 'including'} {_where(hull)} {'from' if hidden else 'in'} the next forks"
@@ -161,7 +161,7 @@ def hide(hulls: Iterable[pb.Vma], *, hidden: bool) -> Iterator[Call]:
         yield Call(NR.madvise, (hull.start, hull.end - hull.start, advice), 0, words)
 
 
-def steps(
+def restore_calls(
     process: pb.Process,
     image: pb.Tree,
     sources: Sources,
@@ -188,7 +188,7 @@ def steps(
     for start, end in stale:
         words = f"dropping inherited pages at {start:#x}-{end:#x}"
         yield Call(NR.madvise, (start, end - start, MADV_DONTNEED), 0, words)
-    yield from vdso.steps(process, here)
+    yield from vdso.restore_calls(process, here)
     yield from segments.attach(space, image, scratch.stop)
     there = set(kept)
     for vma, has_pages in zip(space.vmas, written, strict=True):

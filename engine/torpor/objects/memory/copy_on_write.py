@@ -109,10 +109,10 @@ def find(
     """
     members = {member.pid: member for member in top.walk()}
     shares: dict[int, Share] = {}
-    for kin in _kin(image, blocks):
-        line = _Line.of([members[process.pid] for process in kin])
+    for alike in _same_execve(image, blocks):
+        line = _Line.of([members[process.pid] for process in alike])
         if shares.keys().isdisjoint(line.order):
-            shares |= _hand_on(line, kin, image, here, space, _Comparison(peek))
+            shares |= _shares_of(line, alike, image, here, space, _Comparison(peek))
     return shares
 
 
@@ -127,17 +127,17 @@ def rest(share: Share, table: pb.PageTable) -> Iterator[Piece]:
     yield from share.left
 
 
-def _kin(image: pb.Tree, blocks: BlockTable) -> list[list[pb.Process]]:
+def _same_execve(image: pb.Tree, blocks: BlockTable) -> list[list[pb.Process]]:
     """Groups of processes that run one program since one execve; the group with the most pages comes first.
 
     Only execve sets the auxiliary vector and the start of the stack, so these tell one execve from another.
     """
-    kin: dict[tuple[bytes, int], list[pb.Process]] = defaultdict(list)
+    alike: dict[tuple[bytes, int], list[pb.Process]] = defaultdict(list)
     for process in image.processes:
         if not process.zombie and _is_sound(process.memory.pages, blocks):
-            kin[process.memory.auxv, process.memory.start_stack].append(process)
-    found = [alike for alike in kin.values() if len(alike) > 1]
-    return sorted(found, key=lambda alike: -sum(sum(one.memory.pages.counts) for one in alike))
+            alike[process.memory.auxv, process.memory.start_stack].append(process)
+    found = [group for group in alike.values() if len(group) > 1]
+    return sorted(found, key=lambda group: -sum(sum(one.memory.pages.counts) for one in group))
 
 
 def _is_sound(table: pb.PageTable, blocks: BlockTable) -> bool:
@@ -226,10 +226,10 @@ def _hulls(found: Iterable[pb.Vma], most: int) -> list[pb.Vma]:
     return hulls
 
 
-def _hand_on(
-    line: _Line, kin: Sequence[pb.Process], image: pb.Tree, here: vdso.Vdso, space: Room, comparison: _Comparison
+def _shares_of(
+    line: _Line, alike: Sequence[pb.Process], image: pb.Tree, here: vdso.Vdso, space: Room, comparison: _Comparison
 ) -> dict[int, Share]:
-    own = {process.pid: _candidates(process, here) for process in kin}
+    own = {process.pid: _candidates(process, here) for process in alike}
     hulls = _hulls((vma for candidates in own.values() for vma in candidates), space.mapping)
     starts = [hull.start for hull in hulls]
     inside: list[dict[int, list[Range]]] = [{} for _ in hulls]
@@ -238,7 +238,7 @@ def _hand_on(
             at = bisect_right(starts, vma.start) - 1
             if at >= 0 and vma.end <= hulls[at].end and _kind(vma) == _kind(hulls[at]):
                 inside[at].setdefault(pid, []).append((vma.start // PAGE, vma.end // PAGE))
-    tables = {process.pid: Columns.of(process.memory.pages) for process in kin}
+    tables = {process.pid: Columns.of(process.memory.pages) for process in alike}
     settled = [_Settled(line, tables, parts, comparison) for parts in inside]
     chosen: list[int] = []
     size = 0

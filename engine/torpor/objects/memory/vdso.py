@@ -32,7 +32,7 @@ from torpor.procfs import PAGE
 from torpor.remote import memory
 from torpor.remote.batch import Call, Struct
 from torpor.remote.code_stubs import VDSO as CODE
-from torpor.remote.code_stubs import without_lent
+from torpor.remote.code_stubs import without_stubs
 from torpor.util.ranges import Range, subtract
 
 ARCH_MAP_VDSO_64 = 0x2003
@@ -128,7 +128,7 @@ def unsupported(pid: int, found: Sequence[procfs.Mapping], here: Vdso) -> str:
         return "it has moved its vDSO's code away from its data"
     if any(one.perms != (b"r-xp" if one.name == CODE else b"r--p") for one in found):
         return "it has changed the protection of its vDSO"
-    code = (without_lent(memory.read(pid, one.start, one.end - one.start)) for one in found if one.name == CODE)
+    code = (without_stubs(memory.read(pid, one.start, one.end - one.start)) for one in found if one.name == CODE)
     if any(content != here.content for content in code):
         return "it has written into its vDSO's code"
     return ""
@@ -241,7 +241,7 @@ def _place(space: pb.AddressSpace, here: Vdso) -> int | None:
 
 
 def places(space: pb.AddressSpace, here: Vdso) -> list[Range]:
-    """The address ranges that `steps` uses."""
+    """The address ranges that `restore_calls` uses."""
     if not _is_mapped(space, here):
         return []
     where = address(space, here)
@@ -253,7 +253,7 @@ def _is_mapped(space: pb.AddressSpace, here: Vdso) -> bool:
     return has_code(space) or (bool(space.vdso) and space.vdso_content == here.content)
 
 
-def steps(process: pb.Process, here: Vdso) -> Iterator[Call]:
+def restore_calls(process: pb.Process, here: Vdso) -> Iterator[Call]:
     """Map the host's vDSO, and the bridge to it if the process's own is another one."""
     space = process.memory
     if not _is_mapped(space, here):

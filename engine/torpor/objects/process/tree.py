@@ -336,7 +336,7 @@ def permitted(error: OSError, pid: int) -> NotPermitted | NotFound:
 # Restore
 
 
-def steps(process: pb.Process, cwd: int, root: int) -> Iterator[Call]:
+def restore_calls(process: pb.Process, cwd: int, root: int) -> Iterator[Call]:
     """The calls by which a process sets its directories and umask, unless they are its parent's.
 
     Args:

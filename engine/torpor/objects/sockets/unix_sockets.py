@@ -309,7 +309,7 @@ def _open(index: int, description: Description, opening: Opening, named: unix_na
         if unix.has_peer:
             _open_pair(opening, index, unix.peer, named)
         elif unix.peer_gone:
-            _open_widow(opening, index, named)
+            _open_without_peer(opening, index, named)
         else:
             alone = socket.socket(socket.AF_UNIX, unix.type)
             common.set_options(alone, unix.options, OPTIONS)
@@ -420,16 +420,16 @@ def _finish_pair(opening: Opening, first: int, second: int) -> None:
         unix_names.shut(far, other)
 
 
-def _open_widow(opening: Opening, index: int, named: unix_names.Named) -> None:
+def _open_without_peer(opening: Opening, index: int, named: unix_names.Named) -> None:
     """Make a socket whose other end is closed."""
     unix = opening.image.descriptions[index].unix
     near, far = named.pair(index, unix, UnixMessage(type=unix.type))
     opening.stack.enter_context(far)
     opening.place(index, near.detach())
-    opening.later.append(partial(_finish_widow, opening, index, far))
+    opening.later.append(partial(_finish_without_peer, opening, index, far))
 
 
-def _finish_widow(opening: Opening, index: int, far: socket.socket) -> None:
+def _finish_without_peer(opening: Opening, index: int, far: socket.socket) -> None:
     """Fill its queue, then close the other end."""
     unix = opening.image.descriptions[index].unix
     with far, opening.socket(index) as near:

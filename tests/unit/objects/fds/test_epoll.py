@@ -161,7 +161,7 @@ def test_what_only_a_process_can_watch_must_be_in_one() -> None:
     assert "no process has what an epoll watches" in str(descriptors.validate(image))
     process.fds.add(fd=4, description=1)
     assert descriptors.validate(image) == []
-    assert [call.nr for call in MadeInProcess(image).steps(process)][-1] == NR.epoll_ctl
+    assert [call.nr for call in MadeInProcess(image).restore_calls(process)][-1] == NR.epoll_ctl
 
 
 def test_each_of_several_watches_fires_for_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

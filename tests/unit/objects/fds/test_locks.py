@@ -46,7 +46,7 @@ wait()
         ]
         (entry,) = [entry for entry in process.fds if entry.fd == fds["g"]]
         assert [(k.kind, k.exclusive) for k in entry.locks] == [(Lock.FLOCK_BY, False)], "the kernel names who took it"
-        assert sorted(call.nr for call in MadeInProcess(image).steps(process)) == [NR.fcntl, NR.fcntl, NR.flock]
+        assert sorted(call.nr for call in MadeInProcess(image).restore_calls(process)) == [NR.fcntl, NR.fcntl, NR.flock]
         with opened(image), (tmp / "f").open() as other, pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
 

@@ -44,7 +44,7 @@ def test_a_process_opens_its_pidfds_at_their_numbers() -> None:
         process.fds.add(fd=fd, description=description, cloexec=cloexec)
     calls = [(call.nr, call.expect) for call in MadeInProcess(image).opening(process)]
     assert calls == [(NR.pidfd_open, 1), (NR.fcntl, 0), (NR.dup3, 2), (NR.dup3, 9)]
-    assert not list(MadeInProcess(image).steps(process))
+    assert not list(MadeInProcess(image).restore_calls(process))
 
 
 def test_the_first_process_that_has_a_pidfd_opens_it_and_leaves_it_to_the_others() -> None:
@@ -60,8 +60,8 @@ def test_the_first_process_that_has_a_pidfd_opens_it_and_leaves_it_to_the_others
     opening = [(call.nr, call.expect) for call in own.opening(first)]
     assert opening == [(NR.pidfd_open, 0), (NR.fcntl, 0), (NR.sendmsg, 1), (NR.fcntl, 0)]
     assert [(call.nr, call.expect) for call in own.opening(second)] == [(NR.pidfd_open, 1)]
-    assert [(call.nr, call.args[0]) for call in own.steps(first)] == [(NR.close, 1)]
-    taking = [(call.nr, *call.args[:2]) for call in own.steps(second) if call.nr != NR.recvmsg]
+    assert [(call.nr, call.args[0]) for call in own.restore_calls(first)] == [(NR.close, 1)]
+    taking = [(call.nr, *call.args[:2]) for call in own.restore_calls(second) if call.nr != NR.recvmsg]
     assert taking == [(NR.dup3, 2, 5), (NR.close, 2), (NR.close, 0)]
 
 

@@ -22,7 +22,7 @@ def test_a_process_is_told_by_the_signal_that_it_chose(acting: Acting) -> None:
     def body(_: Path) -> None:
         fds, image = dumped(SOCKET + TO_ITSELF + ASYNC + "ready(a=a.fileno(), b=b.fileno())\nwait()\n")
         process = image.processes[0]
-        calls = [call.args for call in signal_owners.steps(process, image)]
+        calls = [call.args for call in signal_owners.restore_calls(process, image)]
         assert calls[0] == (fds["a"], F_SETSIG, signal.SIGUSR1)
         assert calls[1] == (fds["a"], F_SETOWN_EX, OWNER_EX.pack(PROCESS, process.pid))
         assert calls[2][:2] == (fds["a"], fcntl.F_SETFL) and len(calls) == 3
@@ -51,7 +51,7 @@ def shared() -> Tree:
 
 def test_only_the_first_process_sets_what_several_have() -> None:
     image = shared()
-    first, second = (list(signal_owners.steps(process, image)) for process in image.processes)
+    first, second = (list(signal_owners.restore_calls(process, image)) for process in image.processes)
     assert [call.args[2] for call in first] == [OWNER_EX.pack(GROUP, 5)] and second == []
 
 

@@ -58,7 +58,7 @@ def test_the_same_vdso_goes_where_it_was() -> None:
     here = vdso.host()
     same = process(here.content)
     assert vdso.address(same.memory, here) == AT
-    assert [call.args[1] for call in vdso.steps(same, here)] == [AT - here.vvar_size]
+    assert [call.args[1] for call in vdso.restore_calls(same, here)] == [AT - here.vvar_size]
 
 
 def test_another_ones_bridge_is_built_beside_it() -> None:
@@ -68,7 +68,7 @@ def test_another_ones_bridge_is_built_beside_it() -> None:
     taken = [(vma.start, vma.end) for vma in other.memory.vmas] + [(AT, other.memory.vdso_end)]
     assert all(where + len(here.content) <= start or end <= where - here.vvar_size for start, end in taken)
     assert not list(vdso.validate("process 100", other, here))
-    assert len(list(vdso.steps(other, here))) == 4
+    assert len(list(vdso.restore_calls(other, here))) == 4
 
 
 def test_a_thread_in_the_midst_of_another_ones_code_is_refused() -> None:
@@ -112,14 +112,14 @@ def test_what_the_process_has_unmapped_of_it_is_unmapped_again() -> None:
     one.memory.vdso_holes.counts.append(here.vvar_size // 4096)
     assert not list(vdso.validate("process 100", one, here))
     assert vdso.has_code(one.memory)
-    assert [call.args for call in vdso.steps(one, here)][1:] == [(one.memory.vvar, here.vvar_size)]
+    assert [call.args for call in vdso.restore_calls(one, here)][1:] == [(one.memory.vvar, here.vvar_size)]
     other = replace(here, content=another())
     (reason,) = vdso.validate("process 100", one, other)
     assert "unmapped the data" in reason.why
     one.memory.vdso_holes.counts[0] += len(here.content) // 4096
     assert not vdso.has_code(one.memory)
     assert not list(vdso.validate("process 100", one, other))
-    assert not list(vdso.steps(one, other))
+    assert not list(vdso.restore_calls(one, other))
     assert vdso.places(one.memory, other) == []
     one.memory.vdso_holes.counts[0] += 1
     with pytest.raises(ImageDamaged, match="outside of the vDSO"):
