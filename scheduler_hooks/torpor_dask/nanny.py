@@ -13,7 +13,7 @@ from distributed import Nanny, NannyPlugin
 from torpor_dask.worker import NAME
 
 
-class PassOn(NannyPlugin):
+class ForwardWarning(NannyPlugin):
     """Passes a signal on to the worker."""
 
     idempotent = True
@@ -29,12 +29,12 @@ class PassOn(NannyPlugin):
         if threading.current_thread() is not threading.main_thread():
             return
 
-        def pass_on(signum: int, frame: object) -> None:
+        def forward(signum: int, frame: object) -> None:
             if nanny.pid:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(nanny.pid, signum)
 
-        self._before = signal.signal(self.warning, pass_on)
+        self._before = signal.signal(self.warning, forward)
 
     def teardown(self, nanny: Nanny) -> None:
         """Restore the handler that was there before."""

@@ -26,7 +26,7 @@ from torpor.store import SnapshotInfo, Store
 from torpor_dask.fingerprint import fingerprint, means_its_content
 from torpor_dask.holding import Holding
 from torpor_dask.loading import loading_task
-from torpor_dask.nanny import PassOn
+from torpor_dask.nanny import ForwardWarning
 from torpor_dask.page import hide, show
 from torpor_dask.results import KIND, Kept, in_time, look
 from torpor_dask.settings import Settings
@@ -91,8 +91,8 @@ class Resume(SchedulerPlugin):
         keep = Keep(self.settings, self.cluster)
         await scheduler.register_worker_plugin(None, dumps(keep), name=NAME, idempotent=True)
         if self.settings.warning is not None:
-            pass_on = PassOn(self.settings.warning)
-            await scheduler.register_nanny_plugin(None, dumps(pass_on), name=NAME, idempotent=True)
+            forward = ForwardWarning(self.settings.warning)
+            await scheduler.register_nanny_plugin(None, dumps(forward), name=NAME, idempotent=True)
 
     async def close(self) -> None:
         """End, and remove results that are not needed any more."""

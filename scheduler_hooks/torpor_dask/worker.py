@@ -33,7 +33,7 @@ NAME: Final = "torpor"
 """Name of the plugins of scheduler, workers and nannies, and topic of the events that workers report."""
 LONGEST_GATHER: Final = 5.0
 """Seconds."""
-FAREWELL: Final = 5.0
+UNREGISTER_SECONDS: Final = 5.0
 """Seconds that a closing worker has to unregister from the scheduler."""
 REST: Final = 10.0
 """Seconds during which nothing is written to a store that has failed."""
@@ -221,7 +221,7 @@ class Keep(WorkerPlugin):
             leaving = worker.scheduler.unregister(
                 address=worker.address, expected=True, stimulus_id=f"torpor-leaves-{time.time()}"
             )
-            await asyncio.wait_for(leaving, FAREWELL)
+            await asyncio.wait_for(leaving, UNREGISTER_SECONDS)
         except (OSError, TimeoutError, asyncio.TimeoutError) as error:
             logger.info("the scheduler was not told that %s leaves: %s", worker.address, error)
 

@@ -209,8 +209,8 @@ class Supervisor:
         while (code := self.job.poll()) is None:
             wake_at = self.retry_at if self.leaving or self.unexplained else self.next_save
             poll = SHORT_POLL_SECONDS if sentinel.starting else POLL_SECONDS
-            heard = signal.sigtimedwait(FORWARDED, min(poll, max(0.0, wake_at - time.monotonic())))
-            number = None if heard is None else heard.si_signo
+            received = signal.sigtimedwait(FORWARDED, min(poll, max(0.0, wake_at - time.monotonic())))
+            number = None if received is None else received.si_signo
             try:
                 left = self._react(number, sentinel)
             except Exception as error:  # any error, also a defect of Torpor: the job must survive it, and runs on
@@ -280,7 +280,7 @@ class Supervisor:
 
     def _handle_warning(self, number: int | None, *, before: bool) -> int | None:
         self.warned = self.warned or number == signal.SIGTERM
-        heard = f"heard {name_of(number)}" if number else "the sentinel heard the start of a grace time"
+        news = f"received {name_of(number)}" if number else "the sentinel step was ended"
         answer = self._find_cause(number) or self.leaving
         deadly = number is not None and processes.dies_of(self.job.tree_pid, number)
         late = before or answer is None
@@ -293,7 +293,7 @@ class Supervisor:
             self.unexplained.append(number if deadly else None)
             self.retry_at = time.monotonic() + controller.RETRY
             return None
-        self.directory.log(f"{heard}: {answer.cause.value}")
+        self.directory.log(f"{news}: {answer.cause.value}")
         if not REACTIONS[answer.cause].leaves:
             self.asked_to_end, self.leaving = False, None
             if answer.cause is Cause.REQUEUED_ITSELF:
@@ -387,7 +387,7 @@ class Supervisor:
     def _reason_to_leave(self) -> Finding | None:
         """If the job's end is near, return the reason; None if it is not, or was postponed (the controller is asked).
 
-        The reason may also be a grace time of whose start this process has not heard.
+        The reason may also be a grace time whose start this process has missed.
         """
         record = self.record
         if self.leaving is not None or not record.limited or record.end is None:

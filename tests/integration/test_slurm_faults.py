@@ -41,7 +41,7 @@ def test_a_warning_that_overtakes_the_signal_before_it(work: Submitted) -> None:
         other = work.cluster.preempt(work.user, before)
         work.cluster.wait_state(work.number, "SIGNALING")
         os.kill(supervisor(work), signal.SIGUSR1)  # by another way: it is early
-        work.wait_log("heard SIGUSR1: preempted")
+        work.wait_log("received SIGUSR1: preempted")
     work.hurry(before)
     work.wait_log("resumed")
     work.cluster.release(other)

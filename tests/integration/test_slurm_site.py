@@ -75,7 +75,7 @@ def test_a_script_with_torpor_run_needs_no_options(work: Submitted) -> None:
     work.wait_steps(5)
     work.preempt()
     unharmed(work, STEPS)  # without --open-mode=append the first part of its output would be gone
-    assert "heard SIGUSR1: preempted" in work.log  # preempt_send_user_signal: at the start of the grace time
+    assert "received SIGUSR1: preempted" in work.log  # preempt_send_user_signal: at the start of the grace time
 
 
 def test_other_jobs_are_left_alone(work: Submitted) -> None:
@@ -108,7 +108,7 @@ def test_sbatch_has_an_option(work: Submitted) -> None:
     work.wait_steps(5)
     work.preempt()
     unharmed(work, STEPS)
-    assert "the sentinel heard the start of a grace time: preempted" in work.log  # --signal without B: is for steps
+    assert "the sentinel step was ended: preempted" in work.log  # --signal without B: is for steps
 
 
 def test_the_option_refuses_what_cannot_be_kept(work: Submitted) -> None:

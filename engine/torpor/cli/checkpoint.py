@@ -11,11 +11,11 @@ import click
 
 from torpor.cli.common import (
     command_options,
-    hear_of_children,
     note,
     parse_tags,
     print_json,
     progress_bar,
+    reset_sigchld,
     snapshot_json,
     store_option,
     tell,
@@ -92,7 +92,7 @@ def command(
     from torpor import procfs
     from torpor.errors import Reason, Refused
 
-    hear_of_children()
+    reset_sigchld()
     if pid in procfs.ancestry(os.getpid()):
         why = "this command runs below it, and would be frozen with it"
         raise Refused(

@@ -154,7 +154,7 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=not in_unicode))
 
 
-def hear_of_children() -> None:
+def reset_sigchld() -> None:
     """Reset SIGCHLD to its default, in case the parent ignored it: otherwise the end of children is not reported."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 

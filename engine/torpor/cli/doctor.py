@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from torpor.cli.common import command_options, console, hear_of_children, print_json, store_option
+from torpor.cli.common import command_options, console, print_json, reset_sigchld, store_option
 
 if TYPE_CHECKING:
     from torpor.probe import Probe
@@ -73,7 +73,7 @@ def examine(probe: Probe, walk: Walk | None = None, ids: Mapped | None = None) -
     """
     lost = ids.without(probe.groups) if ids else [*probe.groups]
     way = [_way(probe, walk, len(lost)), *_groups(probe, ids, lost)]
-    return [*way, *_tracing(probe), *_capsules(probe), *_comforts(probe), *_facts(probe)]
+    return [*way, *_tracing(probe), *_capsules(probe), *_optional_features(probe), *_facts(probe)]
 
 
 def _finding(probe: Probe, name: str, title: str, means: str, otherwise: tuple[str, str, str]) -> Finding:
@@ -231,7 +231,7 @@ def _allow_proc(probe: Probe) -> str:
     return _allow_namespaces(probe)
 
 
-def _comforts(probe: Probe) -> Iterator[Finding]:
+def _optional_features(probe: Probe) -> Iterator[Finding]:
     yield _finding(
         probe,
         "pagemap_scan",
@@ -311,7 +311,7 @@ def command(as_json: bool, slurm: bool, nodes: int | None, store: str | None) ->
 
     if nodes is not None and not slurm:
         raise click.UsageError("--nodes is for --slurm.")
-    hear_of_children()
+    reset_sigchld()
     host = probe()
     walk = None if slurm else whole_round()
     ids = None if slurm or procfs.is_root() else tried_ids()

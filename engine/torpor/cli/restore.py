@@ -10,12 +10,12 @@ import click
 from torpor.cli.common import (
     command_options,
     exit_as,
-    hear_of_children,
     interrupted,
     note,
     print_json,
     printable,
     progress_bar,
+    reset_sigchld,
     snapshot_argument,
     store_option,
 )
@@ -68,7 +68,7 @@ def command(
     import torpor
     from torpor.restorer.terminal_relay import Relay
 
-    hear_of_children()
+    reset_sigchld()
     if explain:
         from torpor.restorer.restore import explain as explain_plan
 

@@ -56,10 +56,10 @@ class Snapshot:
         """False once nobody reads the snapshot any more: then it may die."""
         self._fork = fork
         self._watch = watch
-        self._dies_first = False
+        self._is_oom_victim = False
         self._injection = injection
         self._failure = ""
-        injection.on_clone = self._attend
+        injection.on_clone = self._on_clone
 
     def ask(self, batch: Batch) -> None:
         """Add the fork to the host thread's batch, which must be empty.
@@ -93,17 +93,17 @@ class Snapshot:
         ptrace.request(ptrace.SETOPTIONS, self._injection.host.tid, 0, self._injection.process.options)
         if self._failure:
             raise CheckpointFailed(f"the snapshot of {self._injection.process.name} was lost: {self._failure}")
-        if not self._dies_first:
+        if not self._is_oom_victim:
             self.end()
 
-    def _attend(self, host: int) -> None:
+    def _on_clone(self, host: int) -> None:
         """Trace the helper until it exits, whatever happens: the host thread waits for its exit."""
         waits = False
         try:
             helper = ptrace.event_message(host)
             ptrace.resume(host, self._injection.how)
             waits = True
-            self._accompany(helper)
+            self._trace_helper(helper)
         except OSError as error:
             self._failure = str(error)
             for helper in _without_exit_signal(self._injection.process.pid, host):
@@ -114,7 +114,7 @@ class Snapshot:
             if not waits:
                 ptrace.resume(host, self._injection.how)
 
-    def _accompany(self, helper: int) -> None:
+    def _trace_helper(self, helper: int) -> None:
         """Trace the helper; keep the snapshot stopped that it forks.
 
         The helper makes the userfaultfd. It shares the target's memory, but the target itself never has the descriptor.
@@ -128,7 +128,7 @@ class Snapshot:
                 self.pid = ptrace.event_message(helper)
                 ptrace.wait_surely(self.pid)
                 ptrace.request(ptrace.SETOPTIONS, self.pid, 0, ptrace.O_EXITKILL)
-                self._dies_first = _let_die_first(self.pid)
+                self._is_oom_victim = _make_oom_victim(self.pid)
             elif ptrace.stop_signal(status) == ptrace.SYSCALL_STOP:
                 stops += 1
                 if stops == _STOPS_BEFORE_FORK and self._watch and (fd := _only_descriptor(helper)) >= 0:
@@ -169,7 +169,7 @@ def _without_exit_signal(pid: int, tid: int) -> list[int]:
     return found
 
 
-def _let_die_first(pid: int) -> bool:
+def _make_oom_victim(pid: int) -> bool:
     """Let the kernel kill this process first when memory runs out. Returns False if /proc is mounted read-only."""
     try:
         with open(f"/proc/{pid}/oom_score_adj", "w", encoding="ascii") as file:

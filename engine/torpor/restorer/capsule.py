@@ -99,7 +99,7 @@ class Init:
     """The number of the write end in init."""
 
 
-class Waiting:
+class WaitingInit:
     """A process in its namespaces that waits; `go` lets it become init.
 
     Until then it shares this process's descriptor table, so init inherits what is opened meanwhile.
@@ -161,7 +161,7 @@ def prepare(
     signals: Signals = NO_SIGNALS,
     hold_signals: bool = False,
     trace: bool = True,
-) -> Iterator[Waiting]:
+) -> Iterator[WaitingInit]:
     """Create namespaces with a process in them that can become init. At exit it is killed if it did not become init.
 
     Args:
@@ -223,7 +223,7 @@ def prepare(
             _run_helper(spawn, {}, gates[1].fileno(), reports[0].fileno())
             ids = id_maps.own("newuidmap or newgidmap has mapped wrong ids")
         by_stage = _read_reports(reports[0].fileno())
-        waiting = Waiting(
+        waiting = WaitingInit(
             by_stage[lib.TP_STAGE_STARTED],
             (status_fd, own_status_fd),
             gates[1].fileno(),

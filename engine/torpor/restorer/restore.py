@@ -32,7 +32,7 @@ from torpor.remote.blank import PidTaken
 from torpor.remote.pid_allocation import WALK_SECONDS, Walk
 from torpor.remote.tracer import no_collection
 from torpor.restorer import capsule, pid_files, surroundings, verification
-from torpor.restorer.capsule import Namespaces, Setting, Waiting
+from torpor.restorer.capsule import Namespaces, Setting, WaitingInit
 from torpor.restorer.execution import Builder, Filled
 from torpor.restorer.job import Job
 from torpor.restorer.plan import Here, RestorerFds, make
@@ -263,7 +263,7 @@ def _put_back(image: pb.Tree, reader: SnapshotReader) -> Iterator[None]:
 
 
 @contextmanager
-def _root_of(waiting: Waiting, setting: Setting) -> Iterator[int]:
+def _root_of(waiting: WaitingInit, setting: Setting) -> Iterator[int]:
     """Open the root directory of the tree's mount namespace; -1 if it is this process's own namespace."""
     if not setting.namespaces & Namespaces.MOUNT:
         yield -1
@@ -352,7 +352,7 @@ def _wake(
     setting: Setting,
     here: Here,
     material: _Material,
-    waiting: Waiting,
+    waiting: WaitingInit,
     progress: Progress | None,
     first: Callable[[str], bool] | None,
     connected: Callable[[], object] | None,

@@ -135,13 +135,13 @@ def run(
         ValueError: `every` or `keep` is out of range; nothing was started.
         NotPermitted, StoreError: nothing can be saved in that store; nothing was started.
     """
-    home = None if every is None else _home(store, every)
+    home = None if every is None else _created(store, every)
     if keep is not None and keep < 1:
         raise ValueError(f"keep is {keep}: it is a number of snapshots, 1 or more")
     job = start(command, signals=Job.hold_signals(), foreground=True)
     if every is None or home is None:
         return job.foreground()
-    own = _Kept(home, keep)
+    own = _KeptSnapshots(home, keep)
     ended = threading.Event()
     # Saves run, and trace, in another thread; this one waits and handles signals.
     trouble: list[TorporError] = []
@@ -172,7 +172,7 @@ def run(
             failed(trouble[0])
 
 
-def _home(store: Store | str | os.PathLike[str] | None, every: float) -> Store:
+def _created(store: Store | str | os.PathLike[str] | None, every: float) -> Store:
     from torpor.store import Store  # noqa: PLC0415  a command that is not saved needs none
 
     if not 0 < every <= LONGEST:
@@ -184,7 +184,7 @@ def _home(store: Store | str | os.PathLike[str] | None, every: float) -> Store:
     return home
 
 
-class _Kept:
+class _KeptSnapshots:
     """The snapshots that a run has taken, of which the newest few are kept."""
 
     def __init__(self, store: Store, most: int | None) -> None:
@@ -206,7 +206,7 @@ class _Kept:
 
 def _save(
     job: Job,
-    own: _Kept,
+    own: _KeptSnapshots,
     every: float,
     ended: threading.Event,
     saved: Callable[[SnapshotInfo], None] | None,

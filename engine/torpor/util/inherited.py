@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-_PYTHONS_OWN = (signal.SIGPIPE, signal.SIGXFSZ)
+_IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 """Python ignores these at startup, before it runs any code of a program (signal_install_handlers in CPython)."""
-_HAND_ON = frozenset({"sh", "bash", "busybox", "dash", "ksh", "mksh", "systemd", "zsh"})
+_KEEP_DISPOSITIONS = frozenset({"sh", "bash", "busybox", "dash", "ksh", "mksh", "systemd", "zsh"})
 """Programs that start others with their own signal dispositions."""
 _COERCED = ("C.UTF-8", "C.utf8", "UTF-8")
 _C_LOCALE = (None, "", "C", "POSIX")
@@ -49,9 +49,9 @@ def ignored() -> frozenset[int]:
     """
     found = _ignored_by("self")
     parent = os.getppid()
-    if parent and _name(parent) in _HAND_ON:
-        return (found - set(_PYTHONS_OWN)) | (_ignored_by(str(parent)) & set(_PYTHONS_OWN))
-    return found - set(_PYTHONS_OWN)
+    if parent and _name(parent) in _KEEP_DISPOSITIONS:
+        return (found - set(_IGNORED_BY_PYTHON)) | (_ignored_by(str(parent)) & set(_IGNORED_BY_PYTHON))
+    return found - set(_IGNORED_BY_PYTHON)
 
 
 def _ignored_by(pid: str) -> frozenset[int]:

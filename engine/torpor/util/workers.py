@@ -84,7 +84,7 @@ class Thread:
                 pass
 
 
-def apart(work: Callable[[], T]) -> T:
+def run_in_thread(work: Callable[[], T]) -> T:
     """Run a function in its own thread, where it may call unshare(2), and return its result.
 
     Raises:

@@ -17,9 +17,9 @@ from traitlets.config import MultipleInstanceError
 from torpor.errors import TorporError
 from torpor_jupyter.client import helper, rest
 
-AS_THEY_ARE = "--files=as-they-are "
+FILES_OPTION = "--files=as-they-are "
 KERNEL_FILE = re.compile(r"kernel-(.+)\.json")
-AGAIN_SECONDS = 30.0
+WAKE_SECONDS = 30.0
 """How long a server may be busy waking this kernel, when the connection to it is lost."""
 
 
@@ -81,8 +81,8 @@ class TorporMagics(Magics):
         Files that were changed in place since are refused by name; ``%rewind --files=as-they-are NAME`` takes them.
         """
         name = line.strip()
-        wanted = {"files_as_they_are": True} if name.startswith(AS_THEY_ARE) else {}
-        name = name.removeprefix(AS_THEY_ARE).strip()
+        wanted = {"files_as_they_are": True} if name.startswith(FILES_OPTION) else {}
+        name = name.removeprefix(FILES_OPTION).strip()
         if not name:
             raise UsageError("%rewind takes the name or the id of a checkpoint: see %checkpoints")
         server = self._server()
@@ -111,7 +111,7 @@ class TorporMagics(Magics):
 
     def _head(self, server: rest.JupyterServer) -> str:
         """The checkpoint at which this kernel is, once its server is done with waking it."""
-        deadline = time.monotonic() + AGAIN_SECONDS
+        deadline = time.monotonic() + WAKE_SECONDS
         while True:
             kernel = self._call(server.get, f"kernels/{self._kernel_id()}")
             if kernel["operation"] is None and kernel["head"]:

@@ -10,7 +10,7 @@ import threading
 from types import SimpleNamespace
 from typing import Any
 
-from torpor_dask.nanny import PassOn
+from torpor_dask.nanny import ForwardWarning
 
 WORKER = """
 import signal, sys
@@ -28,7 +28,7 @@ def test_the_worker_gets_the_warning_and_the_nanny_has_its_handler_back() -> Non
     before = signal.getsignal(signal.SIGUSR1)
     with subprocess.Popen([sys.executable, "-Sc", WORKER], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as worker:
         assert worker.stdout and worker.stdout.readline() == b"ready\n"
-        plugin, its = PassOn(signal.SIGUSR1), nanny(worker.pid)
+        plugin, its = ForwardWarning(signal.SIGUSR1), nanny(worker.pid)
         plugin.setup(its)
         signal.raise_signal(signal.SIGUSR1)
         assert worker.wait(60) == signal.SIGUSR1
@@ -41,7 +41,7 @@ def test_the_worker_gets_the_warning_and_the_nanny_has_its_handler_back() -> Non
 
 def test_the_signals_of_a_program_around_the_nanny_are_its_own() -> None:
     before = signal.getsignal(signal.SIGUSR1)
-    plugin = PassOn(signal.SIGUSR1)
+    plugin = ForwardWarning(signal.SIGUSR1)
     thread = threading.Thread(target=plugin.setup, args=[nanny(os.getpid())])
     thread.start()
     thread.join()

@@ -14,7 +14,7 @@ import torpor
 from torpor import processes
 from torpor.cli.run import _teller
 from torpor.errors import NotFound
-from torpor.restorer.run import _Kept
+from torpor.restorer.run import _KeptSnapshots
 from torpor.store import SnapshotInfo, Store
 
 TOLD = """
@@ -76,7 +76,7 @@ def test_only_the_newest_of_its_own_are_kept(tmp_path: Path) -> None:
     other, *own = [save() for _ in range(6)]
     store.pin(own[1].id)
     store.remove(own[2].id)
-    kept = _Kept(store, 2)
+    kept = _KeptSnapshots(store, 2)
     for info in own:
         kept.add(info)
     assert store.ids() == [other.id, own[1].id, own[3].id, own[4].id]

@@ -228,7 +228,7 @@ def test_a_fault_of_ours_elsewhere_does_not_cost_the_job(
         rig.sentinel.news = ["ended"] if heard == "sentinel" else ["has_started"]
     assert rig.watch() == 0
     assert (rig.saves, rig.requeued) == (["kill"], ["12"])
-    assert f"heard {'SIGTERM' if heard == 'signal' else 'the start of a grace time'}: preempted" in rig.log
+    assert f"{'received SIGTERM' if heard == 'signal' else 'the sentinel step was ended'}: preempted" in rig.log
     told = capfd.readouterr().err
     assert told.count("ValueError: a fault") == told.count("too many open files") == 1
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.leaks import no_more_descriptors
 from torpor.errors import RestoreFailed
-from torpor.util.workers import NO_THREAD, Thread, Workers, apart
+from torpor.util.workers import NO_THREAD, Thread, Workers, run_in_thread
 
 
 @pytest.fixture(params=["threads", "none"])
@@ -122,12 +122,12 @@ def test_a_signal_that_the_main_thread_blocks_waits_for_it() -> None:
 
 
 def test_what_is_done_apart_gives_and_raises_what_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert apart(threading.get_ident) != threading.get_ident()
+    assert run_in_thread(threading.get_ident) != threading.get_ident()
     with pytest.raises(ValueError, match="invalid literal"):
-        apart(lambda: int("x"))
+        run_in_thread(lambda: int("x"))
     monkeypatch.setattr(Thread, "start", lambda _: False)
     with pytest.raises(RestoreFailed, match=NO_THREAD):
-        apart(threading.get_ident)
+        run_in_thread(threading.get_ident)
 
 
 WITHOUT_MEMORY = """

@@ -43,7 +43,7 @@ from torpor.objects.kind import (
 )
 from torpor.objects.opening import Opening, naming, words
 from torpor.remote.sys import syscall, try_syscall
-from torpor.util.workers import apart
+from torpor.util.workers import run_in_thread
 
 KCMP_EPOLL_TFD = 7
 CLONE_FILES = 0x400
@@ -180,7 +180,7 @@ class Epoll(Kind[EpollState]):
         # If slots have numbers that are watched, each watch overwrites others in the thread's table.
         crowded = any(watch.fd >= opening.base for _, watch in all_watches)
         for watches in [[one] for one in all_watches] if crowded else [all_watches]:
-            apart(partial(_watch_all, watches, opening))
+            run_in_thread(partial(_watch_all, watches, opening))
 
 
 def _busy_poll(fd: int) -> bytes:

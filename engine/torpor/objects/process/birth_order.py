@@ -114,11 +114,11 @@ def arrange(
     daemons = [by_pid[process.pid] for process in image.processes[1:] if not process.ppid]
     for process in image.processes[1:]:
         _below(by_pid[process.ppid or root.pid], by_pid[process.pid])
-    free = _Free(image, is_taken)
+    free = _FreePids(image, is_taken)
     _Orphans(image, by_pid, free).place()
     top = Member(init, INIT_SESSION, INIT_SESSION)
     for daemon in daemons:
-        _let_fall(daemon, by_pid[root.pid], top, free)
+        _orphan(daemon, by_pid[root.pid], top, free)
     outer = _needs(by_pid[root.pid])[root.pid]
     lowest = top
     if outer:
@@ -148,7 +148,7 @@ def _below(parent: Member, child: Member) -> Member:
 class _Orphans:
     """Finds processes whose parents cannot have been in their session, and gives them stand-ins as parents at birth."""
 
-    def __init__(self, image: pb.Tree, by_pid: dict[int, Member], free: _Free) -> None:
+    def __init__(self, image: pb.Tree, by_pid: dict[int, Member], free: _FreePids) -> None:
         self._by_pid = by_pid
         self._free = free
         self._root = by_pid[image.processes[0].pid]
@@ -230,7 +230,7 @@ class _Orphans:
         return _below(bearer, Member(pid, sid, None, only_group=True, adopter=adopter))
 
 
-class _Free:
+class _FreePids:
     """PIDs that no process of the tree has or refers to."""
 
     def __init__(self, image: pb.Tree, is_taken: Callable[[int], bool]) -> None:
@@ -253,7 +253,7 @@ class _Free:
         raise RestoreRefused("the tree cannot be built", [Reason("this host", "no PID is free for its stand-ins")])
 
 
-def _let_fall(daemon: Member, root: Member, top: Member, free: _Free) -> None:
+def _orphan(daemon: Member, root: Member, top: Member, free: _FreePids) -> None:
     """Let a daemon, which was placed as a child of the root, be reparented to init."""
     if daemon.parent is root:
         pid = free.above(root.pid)
@@ -284,7 +284,7 @@ def _is_below(member: Member, other: Member) -> bool:
     return any(one is other for one in _ancestry(member))
 
 
-def _add_groups(top: Member, free: _Free) -> None:
+def _add_groups(top: Member, free: _FreePids) -> None:
     """Mark who creates a group. Add stand-ins if no process of the tree does, or if it has moved to another group."""
     members = {member.pid: member for member in top.walk()}
     for member in list(members.values()):

@@ -35,7 +35,7 @@ class Mounts(TreePart[None, None, None]):
 def describe(image: Tree, pid: int) -> None:
     """Write the mounts of the image's paths, as the process `pid` sees them; without ``/``, which always exists."""
     mounts = _mounts(pid)
-    used = {home for path in _paths(image) if (home := _home(path, mounts)) not in (b"", b"/")}
+    used = {home for path in _paths(image) if (home := _mount_point_of(path, mounts)) not in (b"", b"/")}
     for point in sorted(used):
         filesystem, source = mounts[point]
         image.mounts.add(path=point, filesystem=filesystem, source=source)
@@ -48,7 +48,7 @@ def validate(image: Tree) -> Iterator[Reason]:
     there = _mounts(os.getpid())
     then = {mount.path: ("", "") for mount in image.mounts}
     for mount in image.mounts:
-        mine = (path for path in _paths(image) if _home(path, then) == mount.path)
+        mine = (path for path in _paths(image) if _mount_point_of(path, then) == mount.path)
         if mount.path not in there and any(not os.path.lexists(path) for path in mine):
             what = f"{mount.filesystem} of {mount.source}" if mount.source.strip("/") else mount.filesystem
             yield Reason(
@@ -75,7 +75,7 @@ def _mounts(pid: int) -> dict[bytes, tuple[str, str]]:
     }
 
 
-def _home(path: bytes, mounts: dict[bytes, tuple[str, str]]) -> bytes:
+def _mount_point_of(path: bytes, mounts: dict[bytes, tuple[str, str]]) -> bytes:
     """The mount point that a path is on; empty if it is none of these."""
     while path not in mounts:
         if path in (b"", b"/"):

@@ -68,16 +68,16 @@ def _groups6() -> Iterator[Group]:
         yield Group(socket.AF_INET6, int(index), device, bytes.fromhex(address))
 
 
-def memberships(fd: int, family: int, heard: Iterable[Group]) -> list[Membership]:
+def memberships(fd: int, family: int, of_host: Iterable[Group]) -> list[Membership]:
     """The groups of which a socket is a member. Raises OSError.
 
     Args:
         fd: the socket.
         family: its family; an IPv6 socket may be a member of groups of both families.
-        heard: all groups on this host.
+        of_host: all groups on this host.
     """
     found = []
-    for group in heard:
+    for group in of_host:
         if family in (group.family, socket.AF_INET6):
             member = _ask(fd, group)
             if member is not None:

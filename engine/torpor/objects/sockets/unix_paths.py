@@ -30,7 +30,7 @@ from torpor.objects.paths.opener import Opener
 from torpor.objects.sockets import addresses
 from torpor.remote.children import forked
 from torpor.remote.sys import syscall
-from torpor.util.workers import apart
+from torpor.util.workers import run_in_thread
 
 LONGEST = 108
 """sizeof(sun_path)."""
@@ -322,6 +322,6 @@ def _within(directory: int, act: Callable[[], object]) -> None:
         act()
 
     try:
-        apart(work)
+        run_in_thread(work)
     finally:
         os.close(directory)
