@@ -86,7 +86,7 @@ class _ManyReasons(TorporError):
 
 
 class Refused(_ManyReasons):
-    """Something would be lost: the target has what cannot be kept, a snapshot is still needed. Nothing was touched."""
+    """Something would be lost: an object cannot be kept, or a snapshot is still needed. Nothing was touched."""
 
     exit_code = 10
 
@@ -146,8 +146,8 @@ class ImageDamaged(TorporError):
 
 _ADVICE = {
     errno.EMFILE: "it needs more descriptors: raise the limit (ulimit -n)",
-    errno.ENFILE: "the host has no more open files to give: see fs.file-max, or end something",
-    errno.ENOMEM: "there is no memory left: end something, or raise the limit (ulimit -v, memory.max)",
+    errno.ENFILE: "the host's limit of open files is reached: raise fs.file-max, or end a program",
+    errno.ENOMEM: "no memory is left: end a program, or raise the limit (ulimit -v, memory.max)",
     errno.EROFS: "mount it so that it can be written; a sandbox needs a /proc of its own, as by `bwrap --proc /proc`",
     errno.EAGAIN: "the limit of processes may be reached (ulimit -u, pids.max)",
 }
@@ -172,7 +172,7 @@ def failing(kind: type[TorporError], what: str) -> Iterator[None]:
 
 
 NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-"""Errors that say nothing of what was asked for: this process or the host has no room for the answer now."""
+"""Errors that say nothing about the object asked for: this process or the host is out of descriptors or memory."""
 
 
 @contextmanager

@@ -29,14 +29,14 @@ CAPABILITIES = {
 
 _TO_FREEZE = ("trace_descendants", "kcmp", "pidfd_getfd", "process_vm", "rseq_configuration", "proc_children")
 _TO_WAKE = ("user_namespaces", "pid_namespaces", "mount_proc", "set_tid", "set_mm_map", "map_vdso")
-"""In the order in which a capsule is made: where one fails, those after it were not tried."""
+"""In the order in which a capsule is made. If one fails, those after it are not tried."""
 
 
 @dataclass(frozen=True)
 class Probe:
     """What this host can do for this user. All fields are plain values, so that tests can invent hosts."""
 
-    # Who asks
+    # The user
     uid: int = 0
     """The effective user id."""
     capabilities: frozenset[str] = frozenset()
@@ -73,7 +73,7 @@ class Probe:
 
     # Namespaces, for restores without root
     user_namespaces: bool = False
-    """This user can create a user namespace and map the own id in it."""
+    """This user can create a user namespace and map its own id in it."""
     pid_namespaces: bool = False
     """A PID and a mount namespace can be created in that user namespace."""
     mount_proc: bool = False
@@ -138,12 +138,12 @@ class Probe:
     def cannot_freeze(self) -> str:
         """Why no process at all can be frozen and saved; empty if descendants of this process can."""
         missing = [name for name in _TO_FREEZE if not getattr(self, name)]
-        # What has no reason was not tried, since something before it has failed.
+        # A name without a reason was not tried, since an earlier trial failed.
         return "; ".join(self.why[name] for name in missing if name in self.why) or ", ".join(missing)
 
     @property
     def cannot_wake(self) -> str:
-        """Why nothing can be woken in a capsule: the first step of making one that fails. Empty if it can."""
+        """Why nothing can be woken in a capsule: the first step of making one that fails here. Empty if none fails."""
         missing = next((name for name in _TO_WAKE if not getattr(self, name)), "")
         return self.why.get(missing, missing)
 
@@ -156,7 +156,7 @@ class Probe:
     def can_walk(self) -> bool:
         """Whether a tree can be woken natively without the right to choose PIDs, by waiting for them.
 
-        Its links /proc/PID/exe take a user namespace, but no /proc of its own, which a masked one forbids.
+        Setting its links /proc/PID/exe takes a user namespace, but no new mount of /proc, which a masked /proc forbids.
         """
         return self.user_namespaces and self.set_mm_map and self.map_vdso and not self.sealed_mappings
 

@@ -33,7 +33,7 @@ class Report:
         self._fd = fd
 
     def tell(self, name: str, value: object, why: str = "") -> None:
-        """Report a value, and why it is so."""
+        """Report a value, and the reason for it."""
         os.write(self._fd, json.dumps([name, value, why]).encode() + b"\n")
 
     def attempt(self, name: str, call: Callable[[], object], what: str = "") -> bool:
@@ -82,7 +82,7 @@ def _begin(trial: Callable[[Report], None]) -> tuple[int, int]:
 
 
 def try_calls(report: Report) -> None:
-    """Try what single calls in a child can show."""
+    """Try features that a single system call in a child can test."""
     me = os.getpid()
     vdso = _vdso_address()
     state = bytearray(8)
@@ -204,7 +204,7 @@ def _attach(pid: int) -> None:
 # --- namespaces ---------------------------------------------------------------------------------------------
 
 _TRIED_PID = 300
-"""Any PID but 1 and 2, which a new namespace would give anyway."""
+"""Any PID but 1 and 2, which a new namespace would assign anyway."""
 
 
 def try_namespaces(report: Report) -> None:
@@ -228,7 +228,7 @@ def try_namespaces(report: Report) -> None:
 
 
 def enter_user_namespace() -> None:
-    """Enter a new user namespace, in which this user and group are themselves."""
+    """Enter a new user namespace in which this user's uid and gid are mapped to themselves."""
     uid, gid = os.geteuid(), os.getegid()
     syscall(NR.unshare, _CLONE_NEWUSER)
     for name, text in ("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1"):

@@ -107,7 +107,7 @@ class Sleeper:
         (self.user.tmp / "told").unlink(missing_ok=True)
         (self.user.tmp / "tell").touch()
         said = self.torpor("restore", "latest", *words, before=before, privileges=privileges)
-        notes = [line for line in said.splitlines(keepends=True) if "when its PIDs come" not in line]
+        notes = [line for line in said.splitlines(keepends=True) if "when the kernel reaches its PIDs" not in line]
         return (self.user.tmp / "told").read_text().splitlines(), "".join(notes)
 
     def start(self, *words: str) -> subprocess.Popen[bytes]:
@@ -179,7 +179,10 @@ def test_a_capsule_has_the_groups_that_are_granted(sleeper: Sleeper, tmp_path: P
 def test_a_capsule_says_which_files_name_a_pid(sleeper: Sleeper) -> None:
     _, said = sleeper.woken("--as", "capsule")
     where = sleeper.user.tmp / "job.pid"
-    assert f"others, who do not see its PIDs, may take locks for stale: {where} names {sleeper.pid}\n" in said
+    assert (
+        f"programs outside do not see its PIDs, and may take its lock files for stale: {where} names {sleeper.pid}\n"
+        in said
+    )
 
 
 def test_root_says_which_files_name_a_pid_of_a_users_job(ordinary_account: User, tmp_path: Path) -> None:
@@ -192,7 +195,7 @@ def test_root_says_which_files_name_a_pid_of_a_users_job(ordinary_account: User,
     told, said = job.woken("--as", "capsule")
     assert told[2:4] == [str(sorted({job.user.gid, job.group})), "True"], "its groups count"
     assert told[8:] == job.told_before, "its threads and its program, which its user may look at"
-    assert said.endswith(f"may take locks for stale: {named} names {job.pid}\n")
+    assert said.endswith(f"may take its lock files for stale: {named} names {job.pid}\n")
 
 
 def test_the_right_to_choose_pids_wakes_natively(sleeper: Sleeper) -> None:
@@ -267,7 +270,7 @@ def test_a_walk_can_be_given_up(walked_to: Sleeper) -> None:
     process = walked_to.start("restore", "latest", "--as", "native")
     try:
         assert process.stderr
-        assert b"it is woken when its PIDs come, in about" in process.stderr.readline()
+        assert b"it is woken when the kernel reaches its PIDs, in about" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=PATIENCE)
         assert process.returncode in (130, -signal.SIGINT)

@@ -1,4 +1,4 @@
-"""What two snapshots of process trees do not have in common: processes, memory, descriptors, the files behind them.
+"""Compare two snapshots of process trees: which processes, memory, descriptors and open files differ.
 
 Memory is compared by the hashes of blocks; only blocks that differ are read, and then page by page.
 """
@@ -16,20 +16,20 @@ from torpor.store import Progress, SnapshotReader
 
 @dataclass(frozen=True)
 class MemoryChange:
-    """Bytes of memory that two snapshots hold of one thing, in pages."""
+    """How the memory of a process, or shared memory, differs between two snapshots: bytes, in whole pages."""
 
     before: int = 0
     after: int = 0
     changed: int = 0
-    """At addresses that both hold, with another content."""
+    """At addresses that both snapshots hold, with different content."""
     came: int = 0
-    """At addresses that only the later one holds: they were zero, the file's or not mapped before."""
+    """At addresses that only the later one holds: before, they were zero, as in the mapped file, or not mapped."""
     went: int = 0
 
 
 @dataclass(frozen=True)
 class FileChange:
-    """A file that both have open by one descriptor, where its position or size is another."""
+    """A file that is open by the same descriptor in both snapshots, but whose position or size differs."""
 
     path: bytes
     position: tuple[int, int]
@@ -39,13 +39,13 @@ class FileChange:
 
 @dataclass(frozen=True)
 class ProcessChange:
-    """A process that both have, by its PID."""
+    """A process that has the same PID in both snapshots."""
 
     before: Process
     after: Process
     memory: MemoryChange
     opened: Mapping[int, Description]
-    """By descriptor; one that leads to something else now is closed and opened."""
+    """By descriptor. One that refers to another object now counts as closed and as opened."""
     closed: Mapping[int, Description]
     files: tuple[FileChange, ...]
 
@@ -60,7 +60,7 @@ class Comparison:
     went: tuple[Process, ...]
     both: tuple[ProcessChange, ...]
     shared: MemoryChange
-    """Of all memory that processes share."""
+    """The sum over all shared memory."""
 
 
 def compare(before: SnapshotReader, after: SnapshotReader, progress: Progress | None = None) -> Comparison:
@@ -101,7 +101,7 @@ def _sum(changes: Iterator[MemoryChange]) -> MemoryChange:
 
 
 def _segments(tree: Tree) -> dict[tuple[int, bytes, int], PageTable]:
-    """Shared memory by its kind and name; of several that are called the same, by their order."""
+    """Shared memory by kind, name, and position among those with the same kind and name."""
     count: Counter[tuple[int, bytes]] = Counter()
     found: dict[tuple[int, bytes, int], PageTable] = {}
     for segment in tree.shared:
@@ -134,7 +134,7 @@ def _process(before: Process, after: Process, trees: tuple[Tree, Tree], memory: 
 
 
 def _object(description: Description) -> tuple[object, ...]:
-    """What a descriptor leads to, by which it is known again in another snapshot."""
+    """What identifies the object behind a descriptor in another snapshot."""
     kind = description.WhichOneof("kind")
     value = getattr(description, kind) if kind else None
     names = ("path", "local", "remote", "state", "name", "pid", "protocol")
@@ -195,7 +195,7 @@ class _Memory:
 
 
 def _tables(before: Tree, after: Tree) -> Iterator[PageTable]:
-    """The page tables of the later tree that are compared: a process that came is compared with nothing."""
+    """The page tables of the later tree that are compared: a new process has none to be compared with."""
     pids = {process.pid for process in before.processes}
     yield from (process.memory.pages for process in after.processes if process.pid in pids)
     yield from (segment.pages for segment in after.shared)
@@ -210,7 +210,7 @@ def _runs(table: PageTable) -> list[tuple[int, int, int]]:
 
 
 def _together(before: PageTable, after: PageTable) -> Iterator[tuple[tuple[int, int], tuple[int, int], int]]:
-    """The runs of pages that both tables have: where each begins, as (block, page in it), and how many pages."""
+    """Yield the runs of pages that both tables have: the start in each (block, page in it), and the number of pages."""
     was, now = _runs(before), _runs(after)
     a = b = 0
     while a < len(was) and b < len(now):

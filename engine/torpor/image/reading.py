@@ -42,7 +42,7 @@ def require_tree(reader: SnapshotReader) -> None:
 
 
 def look(reader: SnapshotReader) -> Tree:
-    """Return the image for people to look at; fields that this version does not know are ignored.
+    """Return the image to be shown to users. Fields that this version does not know are ignored.
 
     Raises:
         ImageDamaged: the image is damaged.
@@ -51,7 +51,7 @@ def look(reader: SnapshotReader) -> Tree:
 
 
 def excess(body: bytes) -> str:
-    """Say what an encoded image has too much of; empty if nothing. Raises DecodeError."""
+    """Say which limit an encoded image exceeds; empty if none. Raises DecodeError."""
     if count(body, Tree, MOST_MESSAGES) > MOST_MESSAGES:
         return f"more than {MOST_MESSAGES} mappings, descriptors and the like"
     return ""

@@ -51,7 +51,7 @@ _PROC = "a capsule has its own mount of /proc"
 _AGAIN = "anonymous shared memory and a program whose file was removed come back as memfds"
 _LATER = "only a save reads it; the check of a restore does not"
 _JUDGED = "it may differ on another host; validation accepted the difference before the restore began"
-_WARNED = "the user who restores may not set the old value; a warning says so"
+_WARNED = "the restoring user may not set the old value; a warning says so"
 _SHOWN = "the file was removed and another file has its name now; a warning says so"
 _APART = "its System V objects come back in a new IPC namespace"
 _UNSEEN_FLAGS: Final = 0o100000 | os.O_NOFOLLOW
@@ -162,7 +162,7 @@ def _only_these_more(before: Any, after: Any, keys: Collection[tuple[int, int]])
     left = {(option.level, option.name): option.value for option in after.options}
     for key in common.BUFFERS:
         if key in were and key in left and int.from_bytes(left[key], "little") < int.from_bytes(were[key], "little"):
-            left[key] = were[key]  # as far as this user may: a warning says so
+            left[key] = were[key]  # raised as far as this user may; a warning says so
     kept = [(key, value) for key, value in left.items() if key not in keys or were.get(key) == value]
     return kept == list(were.items())
 
@@ -281,7 +281,7 @@ ALLOWED: Final = (
     ),
     Allowed(
         "processes.autogroup_nice",
-        "a session outside of the tree has its own; if the user may not lower the value, a warning says so",
+        "a session that the tree joins keeps its own value; if the user may not lower the value, a warning says so",
         "The nice value of a session as a whole",
         lambda before, after: before.sid in OUTSIDE or after.autogroup_nice > before.autogroup_nice,
         at="building",
@@ -349,7 +349,7 @@ ALLOWED: Final = (
     Allowed("shared.name", _AGAIN, _SHARED, _without_name),
     Allowed(
         "shared.size",
-        "it is mapped beyond its end, which only an access can find: `verification.contents` asks its descriptor",
+        "it is mapped beyond its end, which only an access shows: `verification.contents` checks its descriptor",
         _SHARED,
         _more("size"),
         at="building",
@@ -414,7 +414,7 @@ ALLOWED: Final = (
     *(
         Allowed(
             f"descriptions.udp.{field}",
-            "it has its address before the tree runs, and others may have sent to it already",
+            "it is bound before the tree runs, and others may have sent messages to it already",
             _UDP,
             at="building",
         )
@@ -423,7 +423,7 @@ ALLOWED: Final = (
     *(
         Allowed(
             f"descriptions.unix.{field}",
-            "a look would take the empty messages behind the first from the next save",
+            "peeking at it now would hide the empty messages after the first one from the next save",
             _UNIX_DATAGRAMS,
             lambda before, _: b"" in before.messages[1:],
             at="building",

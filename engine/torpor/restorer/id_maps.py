@@ -1,6 +1,6 @@
 """The id maps of a user namespace: the user's own ids and those of /etc/subuid and /etc/subgid, mapped one to one.
 
-The kernel lets a user map only the own ids. newuidmap(1) and newgidmap(1) map what an administrator has granted:
+The kernel lets a user map only the user's own ids. newuidmap(1) and newgidmap(1) map what an administrator has granted:
 ranges of unused ids and, with a line ``user:GID:1`` in /etc/subgid, the groups that a user is in. If they fail, the own
 ids can still be mapped without them.
 """
@@ -49,7 +49,7 @@ class Mapped:
 
 
 def wanted() -> dict[Kind, list[range]]:
-    """Return the granted ids and the own one, by kind; a kind is left out if nothing is granted."""
+    """Return the granted ids and the user's own one, by kind; a kind is left out if nothing is granted."""
     needed: dict[Kind, Collection[int]] = {"uid": (), "gid": os.getgroups()}
     asked = {kind: (_own(kind), _granted(kind)) for kind in KINDS}
     return {kind: arrange(own, granted, needed[kind]) for kind, (own, granted) in asked.items() if granted}
@@ -65,7 +65,7 @@ def _granted(kind: Kind) -> list[range]:
         owners = {str(os.geteuid()), pwd.getpwuid(os.geteuid()).pw_name}
     except (OSError, KeyError):  # the file is missing, or the user has no account, which the helpers require
         return []
-    # Not uid 0: no job needs it, and a setuid program that is root only in part does harm.
+    # Not uid 0: no job needs it, and a setuid program that is root only in part may do harm.
     return list(parse(text, owners, 1 if kind == "uid" else 0))
 
 
@@ -94,7 +94,7 @@ def arrange(own: int, granted: Iterable[range], needed: Collection[int] = ()) ->
         else:
             ranges.append(one)
     if not any(own in one for one in ranges):
-        # As its own range, even next to another: the helpers recognize the user's own id only so.
+        # A range of its own, even next to another: otherwise the helpers do not recognize the user's own id.
         ranges.append(range(own, own + 1))
     ranges.sort(key=lambda one: (own not in one, not any(id in one for id in needed)))
     return sorted(ranges[:MOST], key=lambda one: one.start)
@@ -144,7 +144,7 @@ class _Helper:
         self._name = name
         self._failure = ""
         self._process: subprocess.Popen[bytes] | None = None
-        # A pipe that never blocks: neither a talkative helper, nor us if a helper leaves a process behind.
+        # A pipe that never blocks a helper that prints much, or us if a helper leaves a process behind.
         self._said, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             self._process = subprocess.Popen(

@@ -46,7 +46,8 @@ def warnings(image: pb.Tree, places: tuple[str, ...] = PLACES) -> Iterator[str]:
     if found := list(named(image, places)):
         shown = ", ".join(f"{path} names {pid}" for path, pid in found[:SHOWN])
         more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-        yield f"it is in a capsule, and others, who do not see its PIDs, may take locks for stale: {shown}{more}"
+        why = "programs outside do not see its PIDs, and may take its lock files for stale"
+        yield f"it is in a capsule: {why}: {shown}{more}"
 
 
 def named(image: pb.Tree, places: tuple[str, ...] = PLACES) -> Iterator[tuple[str, int]]:

@@ -65,7 +65,7 @@ class Here:
     joined: frozenset[int] = frozenset()
     """See `capsule.Setting`."""
     walk: bool = False
-    """Whether PIDs come in turn, since they cannot be chosen."""
+    """Whether the kernel assigns PIDs in order, since this user cannot choose them (`torpor.restorer.walk`)."""
     is_taken: Callable[[int], bool] = lambda _: False
     """Says whether a PID is not available where the tree will live."""
 
@@ -116,7 +116,7 @@ class ProcessPlan:
     """In the blank process: the memory that its children inherit, its session and group, and the creation of its
     children in the order of `births`."""
     clones: list[Call] = field(default_factory=list)
-    """On a walk: the creation of its other threads, each when its number comes."""
+    """On a walk (`torpor.restorer.walk`): the creation of its other threads, each when its id is the kernel's next."""
     build: list[Call] = field(default_factory=list)
     """The main thread makes the mappings, still empty, then the other threads unless a walk has made them."""
     fill: list[Call] = field(default_factory=list)
@@ -178,12 +178,12 @@ class Plan:
             yield from _explain("init, first", calls)
         for process in self.processes:
             yield f"{process.name}:"
-            yield from _explain("when born", process.birth)
-            yield from _explain("when the PIDs of its threads come", process.clones)
+            yield from _explain("when it is created", process.birth)
+            yield from _explain("when the kernel reaches the ids of its threads", process.clones)
             if process.member.adopter:
                 adopter = process.member.adopter
-                whom = f"process {adopter.pid}" if adopter.image else "torpor-init"
-                yield f"  ends once all processes exist: {whom} adopts its children"
+                by = f"process {adopter.pid}" if adopter.image else "torpor-init"
+                yield f"  ends once all processes exist: {by} adopts its children"
             lists = process.build, process.fill, process.layout, process.process_state, process.place, process.share
             built = [call for calls in lists for call in calls]
             yield from _explain("once all processes exist", built)
@@ -266,7 +266,7 @@ def _plan_birth(
     held: RestorerFds,
     scratch: range,
 ) -> ProcessPlan:
-    """Plan what a process does until all processes exist."""
+    """Plan the calls that a process makes until all processes exist."""
     plan = ProcessPlan(member)
     if share.first:
         plan.birth += address_space.map_for_children(share.hulls, image, held.sources, scratch)
@@ -401,7 +401,7 @@ def _build(
 
 
 def _of_tree(process: pb.Process, image: pb.Tree, here: Here) -> Mapping[Stage, list[Call]]:
-    """The calls of a process that restore its share of what the tree has in common."""
+    """The calls by which a process restores state that all processes of the tree share."""
     keep = here.rights.keep
     return _by_stage(step for part in TREE_PARTS for step in part.calls(process, image, here.hosts[part], owner=keep))
 
@@ -414,7 +414,7 @@ def _by_stage(steps: Iterable[Step]) -> Mapping[Stage, list[Call]]:
 
 
 def _warnings(name: str, process: pb.Process, here: Here) -> Iterator[str]:
-    """Yield what will differ in a process and its threads."""
+    """Yield warnings of what will not be as before in a process and its threads."""
     for part in PROCESS_PARTS:
         yield from (f"{name}: {words}" for words in part.warnings(process, here.hosts[part]))
     for thread in process.threads:

@@ -45,9 +45,9 @@ from torpor.util.workers import Thread
 
 K = TypeVar("K")
 Progress = Callable[[int, int], None]
-"""Called with the bytes of memory done so far and in total."""
+"""Called with the bytes of memory filled so far and in total."""
 Files = Literal["as-they-were", "as-they-are"]
-"""Whether the tree's files must be as they were at the checkpoint (or longer), or are taken as they are."""
+"""Whether the tree's files must be as at the checkpoint (they may have grown), or are accepted as they are."""
 _VERIFIED_TOGETHER = 1024
 """Blocks between two chances to cancel a verification, so that a failed restore does not wait for gigabytes."""
 CAP_SYS_RESOURCE = 24
@@ -95,9 +95,9 @@ def restore(
         ports: new TCP ports of listeners by their old ones, for a second tree beside the first.
         terminal: called if the job's controlling terminal was outside of the tree, with a description of it. Returns a
             terminal that controls no session; it becomes the controlling one, and replaces the terminals in `stdio`.
-        files: whether the tree's files must be as they were (they may have grown), or are taken as they are.
-        instead_of: a later snapshot of the same job, with which it was ended: what it left in /dev/shm then may be
-            replaced, since that snapshot has it. If it cannot be read, nothing is replaced for its sake.
+        files: whether the tree's files must be as they were (they may have grown), or are accepted as they are.
+        instead_of: a later snapshot of the same job, which was killed with it. Files that the job left in /dev/shm may
+            be replaced, since that snapshot has them. If it cannot be read, none is replaced.
         series: begin this series with the snapshot: its next checkpoint reads only what the tree writes from now on.
         way: "native": among the host's processes, with all rights of the restorer; "capsule": in its own namespaces;
             "best": natively if possible, else in a capsule.
@@ -178,7 +178,7 @@ def restore(
 
 def _of_walk(walk: Walk) -> str:
     pace = f"{walk.pace.per_second:.0f} a second"
-    return f"it is woken when its PIDs come, in about {walk.seconds:.0f} s ({walk.length} numbers, {pace})"
+    return f"it is woken when the kernel reaches its PIDs, in about {walk.seconds:.0f} s ({walk.length} PIDs, {pace})"
 
 
 def explain(
@@ -438,7 +438,7 @@ def _progress(total: int, progress: Progress | None) -> Callable[[int], None] | 
 
     def add(size: int) -> None:
         nonlocal done
-        done = min(done + size, total)  # more is read from packs than is needed
+        done = min(done + size, total)  # packs are read in larger parts than needed
         progress(done, total)
 
     return add

@@ -143,7 +143,7 @@ def run(
         return job.foreground()
     own = _KeptSnapshots(home, keep)
     ended = threading.Event()
-    # Saves run, and trace, in another thread; this one waits and handles signals.
+    # Another thread saves and traces; this one waits and handles signals.
     trouble: list[TorporError] = []
 
     def save() -> None:
@@ -153,7 +153,7 @@ def run(
             tell(f"{type(error).__name__}: {error}")
 
     def tell(why: str) -> None:
-        trouble.append(TorporError(f"it runs on and is saved no more: {why}"))
+        trouble.append(TorporError(f"it runs on, but is not saved any more: {why}"))
         if failed is not None:
             with suppress(OSError):  # standard error is closed
                 failed(trouble[0])

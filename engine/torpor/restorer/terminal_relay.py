@@ -31,9 +31,9 @@ from torpor.util.workers import RAISE_LIMIT, Thread
 
 _PIECE = 1 << 16
 _BACKGROUND_SECONDS = 0.2
-"""Seconds between two looks, in the background, whether this process is in the foreground again."""
+"""Seconds between two checks, in the background, whether this process is in the foreground again."""
 _STOP_SECONDS, _STOP_STEP = 1.0, 0.01
-"""Seconds that a job may take to stop after Ctrl-Z, and between two looks at it."""
+"""Seconds that a job may take to stop after Ctrl-Z, and seconds between two checks."""
 _DRAIN_SECONDS = 1.0
 """Seconds that remaining processes of an ended job may go on writing."""
 _CHARACTERS = 6  # index in the result of tcgetattr()

@@ -106,7 +106,7 @@ def _validate_file_size(image: pb.Tree) -> Iterator[Reason]:
     sizes = [one.size for one in image.shared] + [one.size for one in image.bundles]
     largest = max(sizes, default=0)
     if limit != resource.RLIM_INFINITY and largest > limit:
-        why = f"no file may be above {limit} bytes, and shared memory or a file of the tree has {largest}"
+        why = f"files may have at most {limit} bytes here, but shared memory or a file of the tree has {largest}"
         yield Reason("your limits", why, "raise the limit of the size of files (ulimit -f)")
 
 
@@ -118,7 +118,7 @@ def _with_choice(reason: Reason) -> Reason:
 
 
 def validate_abilities(host: Probe) -> Iterator[Reason]:
-    """Yield what the kernel or its administrator does not allow, but any restore needs."""
+    """Yield what every restore needs, but the kernel or its administrator does not allow."""
     if host.sealed_mappings:
         yield Reason(
             "this kernel", "it seals the vDSO, so that it cannot be moved to its old address", "see `torpor doctor`"
@@ -127,9 +127,9 @@ def validate_abilities(host: Probe) -> Iterator[Reason]:
         yield Reason("this kernel", "it cannot map a vDSO at a chosen address", "see `torpor doctor`")
     if try_syscall(NR.prctl, PR_GET_MDWE, 0, 0, 0, 0) == _REFUSE_EXEC_GAIN:
         why = "it may not have memory that is writable and executable (prctl PR_SET_MDWE), nor may what it wakes"
-        yield Reason("this process", why, "wake it from one that may: the denial lasts, also through execve")
+        yield Reason("this process", why, "wake it from a process without this restriction: execve does not end it")
     if host.cannot_wake and not (host.can_choose_pids or host.can_walk):
-        yield Reason("this host", f"it lets no capsule be made: {host.cannot_wake}", "see `torpor doctor`")
+        yield Reason("this host", f"no capsule can be made here: {host.cannot_wake}", "see `torpor doctor`")
 
 
 def _validate_names(image: pb.Tree) -> None:
@@ -148,7 +148,7 @@ def _validate_names(image: pb.Tree) -> None:
     for shared in image.shared:
         outside = shared.kind == pb.SharedMemory.TMPFS and os.path.normpath(shared.name) != shared.name
         if b"\0" in shared.name or outside:
-            raise ImageDamaged(f"the image contradicts itself: {shared.name!r} is no name of shared memory")
+            raise ImageDamaged(f"the image contradicts itself: {shared.name!r} is not a name of shared memory")
 
 
 def _is_path(path: bytes) -> bool:
@@ -156,7 +156,7 @@ def _is_path(path: bytes) -> bool:
 
 
 def _table_contradictions(image: pb.Tree) -> Iterator[str]:
-    """Yield what is wrong in the page tables of shared memory and bundled files."""
+    """Yield the errors in the page tables of shared memory and bundled files."""
     found = [(one.name, one.size, one.pages) for one in image.shared]
     found += [(one.path, one.size, one.pages) for one in image.bundles]
     for name, size, pages in found:
@@ -182,7 +182,7 @@ def _validate_ended(image: pb.Tree) -> None:
         raise ImageDamaged("the image contradicts itself: the first process of the tree had ended")
     if first.shares_fds or first.shares_fs:
         raise ImageDamaged(
-            "the image contradicts itself: the first process of the tree shares with one that is not in it"
+            "the image contradicts itself: the first process of the tree shares with a parent that is not in it"
         )
     for process in image.processes:
         if process.zombie and (process.HasField("memory") or process.fds or len(process.threads) != 1):
@@ -202,9 +202,9 @@ def _contradictions(process: pb.Process, image: pb.Tree) -> Iterator[str]:
         if vma.kind in (pb.Vma.SHARED, pb.Vma.MEMORY_PRIVATE) and vma.shared >= len(image.shared):
             yield f"the mapping at {vma.start:#x} is of shared memory {vma.shared}: there is none"
     if process.root and not _is_path(process.root):
-        yield "its root directory is no path"
+        yield "its root directory is not a path"
     if not _is_path(process.cwd):
-        yield "its current directory is no path"
+        yield "its current directory is not a path"
     for part in PROCESS_PARTS:
         yield from part.validate_form(process)
     for thread in process.threads:
@@ -229,4 +229,4 @@ def _validate_directories(image: pb.Tree, openers: Openers) -> Iterator[Reason]:
                 os.close(directories.enter(path, inode, opener))
             except OSError as error:
                 why = f"it is the {what} directory of {name_of(process)}, and cannot be entered: {error.strerror}"
-                yield Reason(f"the directory {os.fsdecode(path)}", why, "make it again, and let this user enter it")
+                yield Reason(f"the directory {os.fsdecode(path)}", why, "create it again, and let this user enter it")

@@ -1,4 +1,4 @@
-"""dump(restore(image)) = image: a restore describes the tree that it has built and compares it, before anything runs.
+"""dump(restore(image)) = image: a restore compares the tree that it has built with the image, before anything runs.
 
 The same code describes a tree at a checkpoint (`torpor.dump.tree_dump`). All threads are stopped as after a freeze,
 with their final registers; the scratch mapping is unmapped, and init and the stand-ins have dropped everything of the
@@ -78,7 +78,7 @@ def _describe(image: pb.Tree, standing: Mapping[int, Process]) -> pb.Tree:
                 built.given.add(FdReference(pid, entry.fd))
             elif entry.description in spared:
                 built.spared.add(FdReference(pid, entry.fd))
-    with TreeDump(standing, _NoWaits(), None, "it is not to run yet", again=False, built=built) as taken:
+    with TreeDump(standing, _NoWaits(), None, "it must not run yet", again=False, built=built) as taken:
         try:
             taken.grab(reset_outside=False, stdio=None)
             found, _ = taken.describe()
@@ -157,7 +157,7 @@ def _runs(table: pb.PageTable, reader: SnapshotReader) -> Iterator[tuple[int, by
         yield page, reader.read_block(block)[: count * PAGE]
 
 
-# ------------------------------------------------------------------------------------- what is quickly seen
+# ------------------------------------------------------------------------------------- quick comparison
 
 
 def look(image: pb.Tree, pids: Mapping[int, int]) -> None:

@@ -1,4 +1,4 @@
-"""Arguments that are one of a few words."""
+"""Check arguments that must be one of a few words."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, get_args
 def check(argument: str, value: object, words: Any) -> None:
     """Raise ValueError if the value of an argument is none of these words (a `typing.Literal`).
 
-    Python does not hold a caller to an annotation, and a word that is only compared with others would be taken for the
-    one that is asked about last: a tree that was to be killed would run on.
+    Python does not enforce annotations. A misspelt word would match no comparison and silently choose the default case:
+    a tree that should be killed would run on.
     """
     if value not in get_args(words):
         raise ValueError(f"{argument}={value!r}: it is one of {', '.join(map(repr, get_args(words)))}")

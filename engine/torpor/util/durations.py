@@ -14,7 +14,7 @@ _SPAN: Final = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", re.A
 
 
 def seconds(text: str) -> float:
-    """Parse a time span. Raises ValueError for zero, for more than a year, and for anything that is none."""
+    """Parse a time span. Raises ValueError for zero, for more than a year, and for other text."""
     if len(text) > LONGEST:
         raise ValueError(f"{text[:LONGEST]!r}... is too long a time span")
     found = _SPAN.fullmatch(text)

@@ -1,4 +1,4 @@
-"""What a job is called for people: its program, and for an interpreter the script that it runs."""
+"""The name of a job for users: its program, and if that is an interpreter, the script that it runs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ COMM_LENGTH: Final = 15
 
 
 class _Interpreter(NamedTuple):
-    """Which options a kind of interpreter has before its script."""
+    """The options that a kind of interpreter takes before its script."""
 
     name: re.Pattern[bytes]
     text: bytes = b""
-    """Letters of options that are followed by the program's text, which is not shown: it may hold secrets."""
+    """Letters of options that are followed by program text. The text is not shown, since it may contain secrets."""
     module: tuple[bytes, ...] = ()
-    """Options that are followed by the name of what is run."""
+    """Options that are followed by the name of a module or archive to run."""
     valued: tuple[bytes, ...] = ()
     """Other options with a value in the next word."""
 
@@ -58,7 +58,7 @@ def _script(kind: _Interpreter, words: Sequence[bytes]) -> bytes:
             return b" ".join(filter(None, (word, os.path.basename(next(rest, b"")))))
         if letters.isalpha() and letters[-1] in kind.text:
             return b"-" + letters[-1:]
-        if word.startswith(b"--file="):  # what R's front end makes of `R -f` and `Rscript`
+        if word.startswith(b"--file="):  # R's front end turns `R -f` and `Rscript` into this
             return os.path.basename(word.partition(b"=")[2])
         if word in kind.valued:
             next(rest, None)

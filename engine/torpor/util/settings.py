@@ -1,8 +1,8 @@
-"""What is set for Torpor on a host: by the environment, else by a user's or the host's configuration file.
+"""Torpor's settings: from the environment, else from the user's or the host's configuration file.
 
-The files are TOML: $XDG_CONFIG_HOME/torpor/config.toml (~/.config if that is not set) and /etc/torpor/config.toml, of
-which the user's comes first. They are read once in a process: a change does not reach what runs already, so a mistake
-in it cannot keep a running job from being saved.
+The files are TOML: $XDG_CONFIG_HOME/torpor/config.toml (~/.config if that is not set), which takes precedence, and
+/etc/torpor/config.toml. A process reads them once. So a later change does not affect a running job, and a mistake in it
+cannot keep the job from being saved.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ DEFAULT: Final = "default"
 
 @dataclass(frozen=True)
 class Setting:
-    """Something that may be set."""
+    """A setting: its name, and where its value comes from."""
 
     name: str
-    """The key in a file; with a dot: of a table."""
+    """The key in a file; ``table.key`` if it is in a table."""
     help: str
     read: Callable[[object], Any]
-    """Check and convert what a file says. Raises ValueError."""
+    """Checks and converts the value in a file. Raises ValueError."""
     default: Any = None
     variable: str = ""
-    """The environment variable that takes precedence; an empty value counts as none."""
+    """The environment variable that takes precedence; an empty one counts as not set."""
 
 
 @dataclass(frozen=True)
 class Value:
-    """What holds for a setting."""
+    """The value of a setting, and its source."""
 
     value: Any
     source: str
@@ -95,19 +95,19 @@ SETTINGS: Final = {
         Setting("store", "the directory of the snapshots", _directory, variable="TORPOR_STORE"),
         Setting(
             "small-files",
-            "the size of the largest file of a job's own that a snapshot has",
+            "the size of the largest file, made by a job, that its snapshots contain",
             _size,
             4 << 20,
             "TORPOR_SMALL_FILES",
         ),
         Setting("prove", "compare a woken tree with its snapshot before it runs", _yes_or_no, False, "TORPOR_PROVE"),
         Setting("run.keep-last", "how many of its snapshots `torpor run --every` keeps", _count(1), 5),
-        Setting("prune.keep-last", "what `torpor prune` keeps if no option says so", _count(0)),
-        Setting("prune.keep-hourly", "the same, of each hour", _count(0)),
-        Setting("prune.keep-daily", "the same, of each day", _count(0)),
-        Setting("prune.keep-weekly", "the same, of each week", _count(0)),
-        Setting("prune.keep-monthly", "the same, of each month", _count(0)),
-        Setting("prune.keep-within", "the same, of this time before the newest", _time),
+        Setting("prune.keep-last", "how many of the newest snapshots `torpor prune` keeps", _count(0)),
+        Setting("prune.keep-hourly", "for how many hours it keeps the newest snapshot of the hour", _count(0)),
+        Setting("prune.keep-daily", "for how many days it keeps the newest snapshot of the day", _count(0)),
+        Setting("prune.keep-weekly", "for how many weeks it keeps the newest snapshot of the week", _count(0)),
+        Setting("prune.keep-monthly", "for how many months it keeps the newest snapshot of the month", _count(0)),
+        Setting("prune.keep-within", "it keeps all snapshots taken within this time before the newest", _time),
     )
 }
 """All settings, by name."""
@@ -122,7 +122,7 @@ def files() -> tuple[str, str]:
 
 
 def get(name: str) -> Value:
-    """What holds for a setting. Raises SettingError for a file that is wrong, whatever is wrong in it."""
+    """The value of a setting. Raises SettingError if a file has any mistake, also in another setting."""
     setting = SETTINGS[name]
     # Even if an environment variable overrides them: a mistake is reported early.
     found = {file: read(file) for file in files() if file not in _left_out}
@@ -134,7 +134,7 @@ def get(name: str) -> Value:
 
 
 def without_files() -> None:
-    """Have this process go by the environment and the defaults alone."""
+    """Make this process use only the environment and the defaults."""
     _left_out.update(files())
 
 
@@ -144,12 +144,12 @@ def _of_variable(setting: Setting, said: str) -> Any:
             return _size(said)
         except ValueError as error:
             raise SettingError(f"${setting.variable} is {said!r}: {error}") from None
-    return said if setting.read is _directory else True  # any directory, and any value but none is a yes
+    return said if setting.read is _directory else True  # any directory name, and any value but an empty one means yes
 
 
 @cache
 def read(file: str) -> dict[str, Any]:
-    """The settings of a file; none if there is no such file that this user may know of. Raises SettingError."""
+    """The settings in a file; empty if there is none that this user may know of. Raises SettingError."""
     try:
         with open(file, "rb") as opened:
             text = opened.read(MAX_FILE + 1)
@@ -157,10 +157,10 @@ def read(file: str) -> dict[str, Any]:
         return {}
     except OSError as error:
         if isinstance(error, PermissionError) and not _is_known(file):
-            return {}  # $HOME is another user's, as after `su` without `-`
+            return {}  # $HOME is another user's, for example after `su` without `-`
         raise SettingError(f"{file} cannot be read: {error.strerror}") from error
     if len(text) > MAX_FILE:
-        raise SettingError(f"{file} is longer than a file of settings can be")
+        raise SettingError(f"{file} is too large for a configuration file")
     if sys.version_info >= (3, 11):
         import tomllib  # noqa: PLC0415  only if there is a file
     else:
@@ -168,12 +168,12 @@ def read(file: str) -> dict[str, Any]:
     try:
         said = tomllib.loads(text.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise SettingError(f"{file} is no TOML: {error}") from None
+        raise SettingError(f"{file} is not valid TOML: {error}") from None
     return {name: _checked(name, value, file) for name, value in _flat(said)}
 
 
 def _is_known(file: str) -> bool:
-    """Whether this user may know if there is a file of this name."""
+    """Whether this user may see whether a file of this name exists."""
     try:
         os.lstat(file)
     except OSError:
@@ -182,7 +182,7 @@ def _is_known(file: str) -> bool:
 
 
 def _flat(said: dict[str, Any]) -> list[tuple[str, Any]]:
-    """The keys of a file, those of a table with its name before them."""
+    """The keys of a file; those of a table as ``table.key``."""
     tables = {name.partition(".")[0] for name in SETTINGS if "." in name}
     found = []
     for key, value in said.items():

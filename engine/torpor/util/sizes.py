@@ -1,4 +1,4 @@
-"""Sizes for people."""
+"""Format sizes for users."""
 
 from __future__ import annotations
 

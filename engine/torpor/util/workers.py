@@ -1,4 +1,4 @@
-"""Threads that cope if the system can start no more: at a limit of processes (ulimit -u, pids.max), or of memory."""
+"""Threads, and what to do if none can be started, at a limit of processes (ulimit -u, pids.max) or of memory."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Thread:
         self._over.acquire()
         self._began = True  # also if a Ctrl-C interrupts the wait below
         try:
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())  # apart, since the next one may raise a Ctrl-C
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())  # a call of its own: the next may be interrupted
             try:
                 signal.pthread_sigmask(signal.SIG_BLOCK, _EVERY_SIGNAL)
                 _thread.start_new_thread(self._run, (FileIO(beginning, "w"),))

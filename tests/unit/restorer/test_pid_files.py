@@ -150,7 +150,7 @@ def test_work_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_in_words(tmp_path: Path) -> None:
     (tmp_path / "0.pid").write_text("4711")
-    begin = "it is in a capsule, and others, who do not see its PIDs, may take locks for stale: "
+    begin = "it is in a capsule: programs outside do not see its PIDs, and may take its lock files for stale: "
     assert list(pid_files.warnings(tree(tmp_path), ())) == [f"{begin}{tmp_path}/0.pid names 4711"]
     for number in range(1, 7):
         (tmp_path / f"{number}.pid").write_text("4712")

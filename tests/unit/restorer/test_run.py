@@ -32,7 +32,7 @@ def fails(*_, **__):
 with mock.patch.object(*{patch}, fails):
     code = torpor.run(["sh", "-c", "until test -e told; do sleep 0.01; done; exit 3"], every=0.01, failed=failed)
 assert code == 3, code
-assert len(told) == 2 and told[0] == told[1] and told[0].startswith("it runs on and is saved no more: "), told
+assert len(told) == 2 and told[0] == told[1] and told[0].startswith("it runs on, but is not saved any more: "), told
 """
 
 

@@ -231,4 +231,4 @@ def test_another_build_of_a_library(image: pb.Tree) -> None:
 def test_no_way_to_choose_pids(image: pb.Tree) -> None:
     host = dataclasses.replace(probe(), can_choose_pids=False, user_namespaces=False, why={"user_namespaces": "no"})
     (reason,) = reasons(image, host)
-    assert (reason.why, reason.advice) == ("it lets no capsule be made: no", "see `torpor doctor`")
+    assert (reason.why, reason.advice) == ("no capsule can be made here: no", "see `torpor doctor`")

@@ -118,8 +118,8 @@ def test_values(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
         ("run = 5", "there is no setting 'run'"),
         ("[store]\npath = 1", "store is {'path': 1}"),
         ("xyz = 1", "there is no setting 'xyz'; `torpor config` lists all"),
-        ("store = ", "is no TOML: Invalid value (at end of document)"),
-        ("a = 1\nb = [", "is no TOML: "),
+        ("store = ", "is not valid TOML: Invalid value (at end of document)"),
+        ("a = 1\nb = [", "is not valid TOML: "),
     ],
 )
 def test_what_is_wrong_is_named(written: Written, text: str, words: str) -> None:
@@ -134,7 +134,7 @@ def test_what_is_wrong_is_named(written: Written, text: str, words: str) -> None
 
 def test_a_file_that_is_no_text_or_cannot_be_read(written: Written, tmp_path: Path) -> None:
     Path(written("user", "")).write_bytes(b"\xff\xfe")
-    with pytest.raises(SettingError, match="is no TOML"):
+    with pytest.raises(SettingError, match="is not valid TOML"):
         settings.get("store")
     path = Path(written("user", ""))
     path.write_bytes(b"#" * (settings.MAX_FILE + 1))
