@@ -24,7 +24,7 @@ def test_magics_under_a_server(server: Server) -> None:
         (made,) = server.get(f"api/torpor/kernels/{kernel}/checkpoints")
         assert (made["name"], made["automatic"], made["execution_state"]) == ("one", False, "busy")
         assert made["id"] in notebook.run("%checkpoints")
-        with pytest.raises(AssertionError, match="'nonsense' is none of its checkpoints"):
+        with pytest.raises(AssertionError, match="'nonsense' is not one of its checkpoints"):
             notebook.run("%rewind nonsense")
         notebook.run("x = 7")
         # The kernel goes back into the middle of the cell, and on with its next line.

@@ -1,4 +1,4 @@
-"""``jupyter torpor``: the kernels of this user's running Jupyter servers, from a terminal."""
+"""``jupyter torpor``: manage the kernels of this user's running Jupyter servers from a terminal."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ files_option = click.option(
     type=click.Choice(["as-they-were", "as-they-are"]),
     default="as-they-were",
     show_default=True,
-    help="Whether to refuse if files that the kernel has open were changed in place since.",
+    help="Whether a file that was changed in place since is an error (as-they-were) or accepted (as-they-are).",
 )
 
 
 @cli.command("list")
 @command_options
 def list_kernels(as_json: bool) -> None:
-    """List the kernels, living and parked."""
+    """List the kernels, running and parked."""
     from rich.table import Table  # noqa: PLC0415  as the commands of `torpor`
 
     found = rest.kernels()
@@ -110,23 +110,23 @@ def resume(kernel: str, files: str, as_json: bool) -> None:
 @cli.command("restore")
 @kernel_argument
 @click.argument("checkpoint")
-@click.option("--notebook", is_flag=True, help="Also bring the notebook's file back.")
+@click.option("--notebook", is_flag=True, help="Also restore the notebook's file.")
 @files_option
 @command_options
 def restore(kernel: str, checkpoint: str, notebook: bool, files: str, as_json: bool) -> None:
-    """Take a kernel back to a checkpoint; its present state is saved as a checkpoint first."""
+    """Take a kernel back to a checkpoint; first, its current state is saved as another checkpoint."""
     found = rest.find(kernel)
     chosen = found.checkpoint(checkpoint)
     as_they_are = files == "as-they-are"
     answer = found.post(f"checkpoints/{chosen}/restore", notebook=notebook, files_as_they_are=as_they_are)
-    undo = f"; what it was is {answer['undo']}" if answer["undo"] else ""
+    undo = f"; the state before is {answer['undo']}" if answer["undo"] else ""
     _tell(answer, as_json, f"back at {chosen}{undo}")
 
 
 @cli.command("fork")
 @kernel_argument
 @click.argument("checkpoint", default="latest")
-@click.option("--path", help="The new notebook; by default one beside the kernel's own.")
+@click.option("--path", help="The path of the new notebook; by default beside the kernel's own.")
 @files_option
 @command_options
 def fork(kernel: str, checkpoint: str, path: str | None, files: str, as_json: bool) -> None:

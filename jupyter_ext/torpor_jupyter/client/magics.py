@@ -1,7 +1,8 @@
 """``%load_ext torpor``: ``%checkpoint [name]``, ``%checkpoints``, ``%rewind NAME`` in any notebook or console.
 
-Below a Jupyter server with Torpor they ask that server, and the checkpoints are those of JupyterLab's panel. Without
-one (a console, VS Code) a helper process outside of the kernel saves it: see `torpor_jupyter.client.helper`.
+If a Jupyter server with Torpor manages the kernel, the magics call that server's REST API, and the checkpoints are
+those that JupyterLab's panel shows. Without such a server (a console, VS Code), a helper process outside of the kernel
+saves it: see `torpor_jupyter.client.helper`.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from torpor_jupyter.client import helper, rest
 FILES_OPTION = "--files=as-they-are "
 KERNEL_FILE = re.compile(r"kernel-(.+)\.json")
 WAKE_SECONDS = 30.0
-"""How long a server may be busy waking this kernel, when the connection to it is lost."""
+"""How long the server may take to wake this kernel after the connection to it was lost."""
 
 
 def load_ipython_extension(shell: Any) -> None:
-    """Give a shell the magics; `shell` is IPython's InteractiveShell."""
+    """Register the magics; `shell` is IPython's InteractiveShell."""
     shell.register_magics(TorporMagics)
 
 
@@ -34,10 +35,10 @@ class TorporMagics(Magics):
 
     @line_magic
     def checkpoint(self, line: str) -> None:
-        """Save this kernel; it runs on.
+        """Save this kernel; it keeps running.
 
-        ``%checkpoint [name]``. Everything is kept as it is in the middle of this cell: a kernel that goes back there
-        goes on with the line after this one.
+        ``%checkpoint [name]``. The kernel is saved in the middle of this cell. When it is taken back to this
+        checkpoint, it continues with the line after this one.
         """
         name = line.strip()
         server = self._server()
@@ -52,7 +53,7 @@ class TorporMagics(Magics):
             return
         print(f"Saved as {_label(made)}: {_size(made['size'])}, {_size(made['written'])} of it new")
         for notice in made["notices"]:
-            print(f"A wake will not bring back all: {notice}")
+            print(f"A wake will not restore everything: {notice}")
 
     @line_magic
     def checkpoints(self, line: str) -> None:
@@ -77,8 +78,9 @@ class TorporMagics(Magics):
     def rewind(self, line: str) -> None:
         """Take this kernel back to a checkpoint: ``%rewind ID`` or ``%rewind NAME``.
 
-        What the kernel is now is kept as a checkpoint before. Cells that run now are told that they were aborted.
-        Files that were changed in place since are refused by name; ``%rewind --files=as-they-are NAME`` takes them.
+        First the current state is saved as another checkpoint. Cells that are running end as aborted. If a file was
+        changed in place since the checkpoint, the rewind is refused, and the message names the file;
+        ``%rewind --files=as-they-are NAME`` accepts such files as they are.
         """
         name = line.strip()
         wanted = {"files_as_they_are": True} if name.startswith(FILES_OPTION) else {}
@@ -92,16 +94,20 @@ class TorporMagics(Magics):
         print(f"Going back to {_label(found)}", flush=True)
         try:
             self._call(server.post, f"kernels/{self._kernel_id()}/checkpoints/{found['id']}/restore", wanted)
-        except rest.ConnectionLost:  # this very line was kept, before the going back, and goes on now
+        except rest.ConnectionLost:  # the kernel was saved in this line, and has now continued from it
             print(f"The kernel is back at {self._head(server)}")
 
     def _kernel_id(self) -> str:
-        """This kernel's id, by the name of its connection file; empty in a shell that is no kernel's."""
+        """This kernel's id, from the name of its connection file; empty in a shell that is not a kernel."""
         try:
             from ipykernel.connect import get_connection_file  # noqa: PLC0415  not in a plain `ipython`
 
             file = get_connection_file()
-        except (ImportError, RuntimeError, MultipleInstanceError):  # the last one: a terminal's IPython is the app
+        except (
+            ImportError,
+            RuntimeError,
+            MultipleInstanceError,
+        ):  # MultipleInstanceError: IPython in a terminal is the app
             return ""
         found = KERNEL_FILE.fullmatch(file.rpartition("/")[2])
         return found[1] if found else ""
@@ -110,7 +116,7 @@ class TorporMagics(Magics):
         return rest.server_of(self._kernel_id()) if self._kernel_id() else None
 
     def _head(self, server: rest.JupyterServer) -> str:
-        """The checkpoint at which this kernel is, once its server is done with waking it."""
+        """Wait until the server has woken this kernel; return the label of the checkpoint that it was woken from."""
         deadline = time.monotonic() + WAKE_SECONDS
         while True:
             kernel = self._call(server.get, f"kernels/{self._kernel_id()}")
@@ -122,7 +128,7 @@ class TorporMagics(Magics):
             time.sleep(0.05)
 
     def _call(self, call: Any, *arguments: Any) -> Any:
-        """Call, with Torpor's errors told in a line as those of other magics; a lost connection is the caller's."""
+        """Call a function; turn Torpor's errors but ConnectionLost into UsageError, which IPython shows in one line."""
         try:
             return call(*arguments)
         except rest.ConnectionLost:

@@ -1,7 +1,7 @@
 """Call the REST API of a Jupyter server with Torpor, from one of its kernels or from a terminal.
 
-The servers of a user are found as `jupyter server list` finds them: each leaves a file in Jupyter's runtime directory,
-readable by the user alone, with its address and token.
+Servers are found as by `jupyter server list`: each writes its address and token to a file in Jupyter's runtime
+directory, which only the user can read.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from jupyter_core.paths import jupyter_runtime_dir
 from torpor.errors import NotFound, TorporError
 
 LOOK_SECONDS = 10.0
-"""How long a server may take to answer a question."""
+"""How long a server may take to answer a query."""
 WORK_SECONDS = 3600.0
 """How long saving or waking a kernel may take."""
-FOUND_NOTHING = "start one with `jupyter lab`, in an environment in which torpor[jupyter] is installed"
+FOUND_NOTHING = "start one with `jupyter lab`, in an environment where torpor[jupyter] is installed"
 
 
 class ServerRefused(TorporError):
-    """A server refused, or failed, for the reason that it gave."""
+    """A server refused a request, or failed; the message is its reason."""
 
     exit_code = 10
 
 
 class ConnectionLost(TorporError):
-    """The connection to a server ended before there was an answer."""
+    """The connection to a server ended before its answer."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +45,19 @@ class JupyterServer:
     root_dir: str
 
     def get(self, path: str, *, seconds: float = LOOK_SECONDS) -> Any:
-        """GET below ``/api/torpor/``. Raises as `ask`."""
+        """Send GET to a path below ``/api/torpor/``. Raises as `ask`."""
         return self.ask("GET", path, None, seconds=seconds)
 
     def post(self, path: str, body: dict[str, object] | None = None) -> Any:
-        """POST below ``/api/torpor/``. Raises as `ask`."""
+        """Send POST to a path below ``/api/torpor/``. Raises as `ask`."""
         return self.ask("POST", path, body or {}, seconds=WORK_SECONDS)
 
     def ask(self, method: str, path: str, body: object, *, seconds: float) -> Any:
-        """Send a request; what the JSON of the answer says.
+        """Send a request; return the JSON of the answer.
 
         Raises:
-            ServerRefused: the server said no, and why.
-            NotFound: it has no such kernel or checkpoint, or no Torpor.
+            ServerRefused: the server refused; the message has the reason.
+            NotFound: the server has no such kernel or checkpoint, or no Torpor.
             ConnectionLost: there was no answer.
         """
         parts = urlsplit(self.url)
@@ -68,7 +68,7 @@ class JupyterServer:
             if parts.scheme == "https"
             else http.client.HTTPConnection(host, port, timeout=seconds)
         )
-        # In a JupyterHub servers have no token of their own, and take the one that their kernels inherit.
+        # In a JupyterHub, servers have no token of their own. They accept the one that their kernels inherit.
         token = self.token or os.environ.get("JUPYTERHUB_API_TOKEN", "")
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"token {token}"} if token else {})
         try:
@@ -94,9 +94,9 @@ class JupyterServer:
 
 
 def servers() -> list[JupyterServer]:
-    """The servers of this user that have told where they are; one that was killed does not answer.
+    """The servers of this user that have written such a file. A server that was killed is among them.
 
-    Whether its process lives is not asked: a kernel that was woken may see no process but its own.
+    Whether its process lives is not checked: a woken kernel may be in its own PID namespace.
     """
     found = []
     for path in sorted(Path(jupyter_runtime_dir()).glob("jpserver-*.json")):
@@ -104,19 +104,19 @@ def servers() -> list[JupyterServer]:
             record = json.loads(path.read_text(encoding="utf-8"))
             server = JupyterServer(record["url"], record["token"], record["root_dir"])
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # on its way in or out, or of another version
+            continue  # it is just starting or ending, or is of another version
         if server.url.startswith("http") and "+unix" not in server.url:
             found.append(server)
     return found
 
 
 def server_of(kernel_id: str) -> JupyterServer | None:
-    """The server that looks after a kernel with Torpor; None when there is none."""
+    """The server with Torpor that manages a kernel; None if there is none."""
     for server in servers():
         try:
             server.get(f"kernels/{quote(kernel_id)}")
         except TorporError:
-            continue  # another one's kernel, or a server without Torpor, or one that does not let us in
+            continue  # it has no such kernel, or no Torpor, or denies access
         return server
     return None
 
@@ -128,23 +128,23 @@ class KernelHandle:
     server: JupyterServer
     id: str
     head: str | None
-    """The checkpoint that it was last saved in or taken back to."""
+    """The checkpoint that it was last saved to or restored from."""
 
     def get(self, path: str) -> Any:
-        """Ask for what is below the kernel in the REST API. Raises as `JupyterServer.get`."""
+        """Send GET to a path below the kernel. Raises as `JupyterServer.get`."""
         return self.server.get(f"kernels/{quote(self.id)}/{path}")
 
     def post(self, path: str, /, **body: object) -> Any:
-        """Have something done to it. Raises as `JupyterServer.post`."""
+        """Send POST to a path below the kernel. Raises as `JupyterServer.post`."""
         return self.server.post(f"kernels/{quote(self.id)}/{path}", body)
 
     def checkpoint(self, name: str) -> str:
-        """The id of the checkpoint that a person means. Raises NotFound as `checkpoint_named`."""
+        """The id of a checkpoint; arguments and errors as of `checkpoint_named`."""
         return str(checkpoint_named(self.server, self.id, name)["id"])
 
 
 def find(name: str) -> KernelHandle:
-    """The one kernel that a person means by the beginning of its id or by its notebook.
+    """Find a kernel by the beginning of its id, or by its notebook's path or file name.
 
     Raises:
         NotFound: there is none, or more than one.
@@ -158,12 +158,12 @@ def find(name: str) -> KernelHandle:
         return found[0]
     if found:
         ids = ", ".join(kernel.id for kernel in found)
-        raise NotFound(f"{name!r} is more than one kernel: {ids}", advice="give more characters of the id")
+        raise NotFound(f"{name!r} matches more than one kernel: {ids}", advice="give more characters of the id")
     raise NotFound(f"no kernel {name!r}", advice="see `jupyter torpor list`")
 
 
 def kernels() -> list[tuple[JupyterServer, dict[str, Any]]]:
-    """All kernels of this user's servers with Torpor. Raises NotFound when there is no such server."""
+    """All kernels of this user's servers with Torpor. Raises NotFound if there is no such server."""
     found, reachable, lost = [], False, []
     for server in servers():
         try:
@@ -177,10 +177,10 @@ def kernels() -> list[tuple[JupyterServer, dict[str, Any]]]:
 
 
 def checkpoint_named(server: JupyterServer, kernel_id: str, name: str) -> dict[str, Any]:
-    """The checkpoint of a kernel that a person means: by its name, the newest of several, or the beginning of its id.
+    """Find a checkpoint of a kernel by its name (the newest of that name) or by the beginning of its id.
 
     Raises:
-        NotFound: there is none, or the id could be several.
+        NotFound: there is none, or several ids begin so.
     """
     made: list[dict[str, Any]] = server.get(f"kernels/{quote(kernel_id)}/checkpoints")
     named = [checkpoint for checkpoint in made if name and checkpoint["name"] == name]  # most have no name
@@ -191,5 +191,5 @@ def checkpoint_named(server: JupyterServer, kernel_id: str, name: str) -> dict[s
     by_id = [one for one in made if name and (one["id"].startswith(name) or one["id"].rpartition("-")[2] == name)]
     if len(by_id) == 1:
         return by_id[0]
-    why = "is the beginning of several" if by_id else "is none of its checkpoints"
+    why = "is the beginning of several ids" if by_id else "is not one of its checkpoints"
     raise NotFound(f"{name!r} {why}", advice="see %checkpoints, or `jupyter torpor checkpoints`")

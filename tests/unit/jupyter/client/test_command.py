@@ -96,7 +96,7 @@ def test_checkpoints_are_listed_and_the_kernels_own_is_marked(asked: Asked) -> N
         (["park", "a1"], "park", {"name": ""}, {"snapshot": "s"}, "parked in s"),
         (["resume", "a1", "--files", "as-they-are"], "resume", {"files_as_they_are": True}, {"pid": 7}, "process 7"),
         (["restore", "a1", "best", "--notebook"], "checkpoints/20260102-000000000-def456/restore",
-         {"notebook": True, "files_as_they_are": False}, {"undo": "u"}, "def456; what it was is u"),
+         {"notebook": True, "files_as_they_are": False}, {"undo": "u"}, "def456; the state before is u"),
         (["fork", "a1", "--path", "p.ipynb"], "checkpoints/20260102-000000000-def456/fork",
          {"files_as_they_are": False, "path": "p.ipynb"}, {"kernel": {"id": "k2"}, "path": "p.ipynb"}, "kernel k2"),
     ],

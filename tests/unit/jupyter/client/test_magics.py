@@ -24,7 +24,7 @@ def test_a_helper_that_is_killed_has_saved_nothing(monkeypatch: pytest.MonkeyPat
         return subprocess.CompletedProcess(command, 0, stderr="")
 
     monkeypatch.setattr(subprocess, "run", start)
-    with pytest.raises(CheckpointFailed, match="the helper that was to save this kernel has ended"):
+    with pytest.raises(CheckpointFailed, match="the helper process ended before it had saved this kernel"):
         helper.checkpoint("name")
 
 
