@@ -162,7 +162,7 @@ static long start(char **argv, char **environment, unsigned long mask, long stat
 	long last = status_fd > 2 ? status_fd : 2;
 	long child, failure;
 
-	/* Background processes of the program stay below init, whichever program has started init. */
+	/* Background processes of the program stay below init, no matter which program has started init. */
 	call(__NR_prctl, 36 /* PR_SET_CHILD_SUBREAPER */, 1, 0, 0);
 	/* While SIGCHLD is ignored, no child's end is reported. The program gets the action that it had before. */
 	call(__NR_rt_sigaction, SIGCHLD, (long)&wait_for_it, (long)&given, MASK_SIZE);

@@ -245,7 +245,7 @@ long tp_spawn(const struct tp_spawn *s)
 	if (helper)
 		return helper;
 
-	/* This process stands between: only the children of whoever creates a PID or time namespace enter it. */
+	/* This process is needed: only the children of the process that creates a PID or time namespace enter it. */
 	if (s->namespaces && unshare((int)s->namespaces))
 		fail(s, TP_STAGE_UNSHARE);
 	if (s->namespaces & CLONE_NEWUSER)

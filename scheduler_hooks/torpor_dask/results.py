@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 @dataclass
 class Result:
-    """One result that is to be stored."""
+    """A result to be stored."""
 
     key: Key
     token: str

@@ -258,7 +258,7 @@ class Keep(WorkerPlugin):
     # choosing
 
     def transition(self, key: Key, start: str, finish: str, **kwargs: Any) -> None:
-        """Queue a result that was computed or scattered here, if it is to be stored."""
+        """Queue a result that was computed or scattered here, if it should be stored."""
         if finish != "memory" or (self.settings.write_through and start != "released"):
             return
         task = self.worker.state.tasks[key]
@@ -271,7 +271,7 @@ class Keep(WorkerPlugin):
                 self._put(key, task.run_spec, task.run_id, task.nbytes or 0, seconds)
 
     def _wanted(self, task: TaskState, size: int, seconds: float) -> bool:
-        """Tell whether the result of a task is to be kept."""
+        """Whether the result of a task should be kept."""
         said = (task.annotations or {}).get("torpor")
         if said == "never" or not (said == "always" or self.settings.keep_all or self._worth(size, seconds)):
             return False
@@ -299,7 +299,7 @@ class Keep(WorkerPlugin):
             self._pass_over()
 
     def _pass_over(self) -> None:
-        """Count a result that was to be stored and is not. They are reported together."""
+        """Count a result that should have been stored and was not. Such results are reported together."""
         if not self._passed_over:
             self._loop.call_later(1, self._tell_passed_over)
         self._passed_over += 1

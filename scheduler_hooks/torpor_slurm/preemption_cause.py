@@ -107,7 +107,7 @@ def find_cause(
         record: what the controller says of the job now.
         restarts: how often it had been restarted when this run of it began.
         now: seconds since the epoch.
-        lead: how many seconds before its time limit the job is to be saved.
+        lead: how many seconds before its time limit the job should be saved.
         warned: the batch process itself was sent a signal, as `--signal=B:...` does before the time limit.
         deadline: when the grace time ends, if one is known to have begun.
         itself: the application has asked for a requeue of its own job.

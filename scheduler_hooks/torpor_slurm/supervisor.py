@@ -3,7 +3,7 @@
     begin -> wake or start -> wait -> warned: why? -> save and kill -> requeue -> exit
 
 It notices Slurm's warnings (by a sentinel step, by signals, and by the time limit), asks the controller for the cause,
-saves the application, and exits. When Slurm starts the job again, on whichever node, it wakes the newest snapshot. The
+saves the application, and exits. When Slurm starts the job again, on any node, it wakes the newest snapshot. The
 application's output, signals and exit status are as without Torpor.
 """
 

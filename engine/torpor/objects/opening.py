@@ -20,7 +20,7 @@ O_LARGEFILE = 0o100000
 KEPT_AT_OPEN = os.O_ACCMODE | os.O_SYNC | os.O_DSYNC | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_PATH
 """Status flags that only ``open()`` can set."""
 KEPT_BY_LINK = os.O_ACCMODE | os.O_SYNC | os.O_DSYNC
-"""Those of them that a second open by the link in /proc/self/fd can set."""
+"""Flags of KEPT_AT_OPEN that a second open, through the link in /proc/self/fd, can set."""
 KEPT_BY_FCNTL = os.O_APPEND | os.O_NONBLOCK | os.O_DIRECT | os.O_NOATIME
 """Status flags that F_SETFL can set (fs/fcntl.c: SETFL_MASK, without O_ASYNC)."""
 O_ASYNC = 0o20000

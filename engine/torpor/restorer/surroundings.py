@@ -30,7 +30,7 @@ from torpor.restorer.plan import Here
 from torpor.restorer.walk import length
 
 Way = Literal["best", "native", "capsule"]
-"""How a tree is woken: among the host's processes, in its own namespaces, or whichever changes least."""
+"""How a tree is woken: among the host's processes, in its own namespaces, or the way that changes least."""
 CAP_SYS_CHROOT = 18
 CAP_SYS_ADMIN = 21
 CAP_SYS_RESOURCE = 24

@@ -71,7 +71,7 @@ def _with_outputs(step: Step, task: Task, files: Files, streams: list[Stream]) -
 
 
 def _given_input(task: Task, files: Files) -> list[int]:
-    """Give a task its stdin. Return the pipe's writing end if srun's own stdin is to be copied to it."""
+    """Give a task its stdin. Return the pipe's writing end if srun's own stdin must be copied to it."""
     if (given := files.input(task.number)) is not None:
         task.stdio.insert(0, given)
         return []

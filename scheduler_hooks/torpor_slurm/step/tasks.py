@@ -133,7 +133,7 @@ def _umask() -> int:
 
 @dataclass
 class Task:
-    """A task that is to be started."""
+    """A task of a step, before its start."""
 
     number: int
     command: Sequence[str]

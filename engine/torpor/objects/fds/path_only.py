@@ -1,4 +1,4 @@
-"""O_PATH descriptors of anything but files and directories: symbolic links, devices, named pipes, sockets.
+"""O_PATH descriptors of objects other than files and directories: symbolic links, devices, named pipes, sockets.
 
 Kept: the path, the type, and the number of a device. The path is looked up again but not opened: this has no effect on
 a device, and no pipe gets a reader. A symbolic link must have the same target.

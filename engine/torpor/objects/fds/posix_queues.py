@@ -87,7 +87,7 @@ class MessageQueue(Kind[QueueState]):
         """It must be empty, and open only in the tree."""
         state = held.state
         if held.leased:
-            why = "it has a lease (F_SETLEASE), and finding out whom it notifies would break the lease"
+            why = "it has a lease (F_SETLEASE), and finding out which process it notifies would break the lease"
             yield Unsupported(why, "give the lease up")
         if state.waiting:
             why = f"{state.waiting} messages lie in the POSIX message queue, which can be read only by taking them out"

@@ -148,7 +148,7 @@ def restore_calls(process: Process, image: Tree) -> Iterator[Call]:
 
 
 def _settings(description: Description) -> Iterator[tuple[int, int | bytes, str]]:
-    """What is to be set, by fcntl(2), and in words."""
+    """The fcntl(2) calls that set it, each with a description."""
     owner = description.signal_owner
     if owner.signal:
         yield F_SETSIG, owner.signal, "choosing the signal"

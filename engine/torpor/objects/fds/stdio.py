@@ -1,10 +1,10 @@
 """Terminals and other things whose other end is outside of the tree: the restorer's own descriptors replace them.
 
-A program's standard input, output and error usually lead to whoever has started it: a terminal, a pipe, a socket. After
+A program's standard input, output and error usually lead to the process that started it: a terminal, a pipe, a socket. After
 a wake these are the restorer's: descriptor 0, 1 or 2 of the image becomes the restorer's 0, 1 or 2, whatever kind of
 thing that is now. A regular file or /dev/null is not replaced: it is opened again itself.
 
-O_NONBLOCK is set or cleared on them as the program had it; whoever shares them with the program sees that, as before.
+O_NONBLOCK is set or cleared on them as the program had it; other processes that share them see that, as before.
 
 A terminal that was opened again (/dev/tty, a shell's descriptor 255) follows the one in stdio. Pseudo terminals, whose
 other side may be in the tree, are in `torpor.objects.fds.ptys`.
@@ -89,7 +89,7 @@ class Terminal(Kind[TerminalState]):
         self, held: OpenFile[TerminalState], out: Description, tree: GrabbedDescriptors, image: Describing
     ) -> None:
         """Never called: what leads outside is described by its number."""
-        raise AssertionError(f"{held.link} was to be described by its number")
+        raise AssertionError(f"{held.link} should be described by its number")
 
     def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """The image must name one of three numbers, and the restorer must have it open."""

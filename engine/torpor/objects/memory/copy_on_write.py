@@ -322,7 +322,7 @@ class _Settled:
         """Compute it.
 
         Args:
-            line: who inherits from whom.
+            line: which processes inherit from which.
             tables: the page table of each process.
             parts: the mappings of each process in this one, in pages.
             comparison: compares contents that differ.

@@ -52,7 +52,7 @@ def unsupported(name: str, label: str, home: str) -> Iterator[Reason]:
     """Refuse a process or thread whose label differs from that of the tree's root."""
     if label != home:
         labels = f"its security label is {_quoted(label)}, that of the tree's root {_quoted(home)}"
-        why = f"{labels}: after a wake both have the label of whoever wakes them"
+        why = f"{labels}: after a wake both have the label of the process that wakes them"
         yield Reason(name, why, _ADVICE)
 
 
