@@ -1,8 +1,8 @@
 """Terminals and other things whose other end is outside of the tree: the restorer's own descriptors replace them.
 
-A program's standard input, output and error usually lead to the process that started it: a terminal, a pipe, a socket. After
-a wake these are the restorer's: descriptor 0, 1 or 2 of the image becomes the restorer's 0, 1 or 2, whatever kind of
-thing that is now. A regular file or /dev/null is not replaced: it is opened again itself.
+A program's standard input, output and error usually lead outside: to a terminal, a pipe or a socket of the process that
+started it. After a wake these are the restorer's: descriptor 0, 1 or 2 of the image becomes the restorer's 0, 1 or 2,
+of any kind. A regular file or /dev/null is not replaced: it is opened again itself.
 
 O_NONBLOCK is set or cleared on them as the program had it; other processes that share them see that, as before.
 

@@ -39,7 +39,7 @@ def is_swapping() -> bool:
 
 
 def pages_there(mappings: Sequence[Mapping], ask: Ask) -> list[list[Range]]:
-    """For each mapping the offsets at which the memory behind it has pages, created by any process; all offsets if in doubt."""
+    """For each mapping the offsets at which its memory has pages, created by any process; all offsets if in doubt."""
     found: list[list[Range]] = [[] for _ in mappings]
     for pieces in _batches(mappings):
         batch = Batch()
