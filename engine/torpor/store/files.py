@@ -183,7 +183,10 @@ def read_exactly(fd: int, buffer: memoryview, offset: int) -> int:
 
 
 def _locks_within_host(fd: int) -> bool:
-    """Whether the mount options of `fd` make flock work within this host only."""
+    """Whether the mount options of `fd` make flock work within this host only.
+
+    Not by `torpor.procfs`: the store does not import modules about live processes (tests/unit/house/test_floors.py).
+    """
     with open(f"/proc/self/fdinfo/{fd}") as info:
         mount = next(line.split()[1] for line in info if line.startswith("mnt_id:"))
     with open("/proc/self/mountinfo", errors="surrogateescape", newline="\n") as mounts:

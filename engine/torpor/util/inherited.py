@@ -55,6 +55,7 @@ def ignored() -> frozenset[int]:
 
 
 def _ignored_by(pid: str) -> frozenset[int]:
+    # Not by torpor.procfs, which is on the floor above (tests/unit/house/test_floors.py).
     for line in Path(f"/proc/{pid}/status").read_bytes().split(b"\n"):  # a name may contain other line separators
         if line.startswith(b"SigIgn:"):
             mask = int(line.split()[1], 16)

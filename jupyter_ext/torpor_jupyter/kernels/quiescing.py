@@ -142,7 +142,8 @@ def _queued(ports: Collection[int]) -> int:
 def _sockets(ports: Collection[int] | None = None) -> list[tuple[int, int, int, int, int]]:
     """The TCP sockets with one of these ports at one end, or all of them.
 
-    Each as local port, remote port, state, bytes queued (of a listener: connections to be accepted), and inode.
+    Each as local port, remote port, state, bytes queued (of a listener: connections to be accepted), and inode. The
+    engine's readers of this file are not public: they take the sockets of a frozen tree.
     """
     found = []
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
