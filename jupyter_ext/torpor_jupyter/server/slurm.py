@@ -20,7 +20,7 @@ from torpor_slurm.allocation import Allocation
 from torpor_slurm.preemption_cause import Cause, find_cause
 from torpor_slurm.sentinel import Sentinel
 
-PULSE = 1.0
+POLL_SECONDS = 1.0
 """Seconds between two checks of the step."""
 
 
@@ -34,9 +34,9 @@ async def watch(allocation: Allocation, preempted: Callable[[], Awaitable[None]]
         allocation, partial(log.warning, "Cannot listen for a preemption of job %s: %s", allocation.job)
     ) as sentinel:
         while True:
-            await asyncio.sleep(PULSE)
-            # What came before anybody listened, nobody has heard.
-            if (sentinel.listens() or sentinel.ended()) and await _is_preempted(allocation, log):
+            await asyncio.sleep(POLL_SECONDS)
+            # A new step may have missed a warning that came before it started.
+            if (sentinel.has_started() or sentinel.ended()) and await _is_preempted(allocation, log):
                 log.warning("Slurm preempts job %s: its kernels are parked now", allocation.job)
                 await preempted()
 

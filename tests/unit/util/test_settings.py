@@ -138,7 +138,7 @@ def test_a_file_that_is_no_text_or_cannot_be_read(written: Written, tmp_path: Pa
         settings.get("store")
     path = Path(written("user", ""))
     path.write_bytes(b"#" * (settings.MAX_FILE + 1))
-    with pytest.raises(SettingError, match="longer than"):
+    with pytest.raises(SettingError, match="too large"):
         settings.get("store")
     path.unlink()
     path.mkdir()

@@ -81,7 +81,7 @@ def test_a_checkpoint_by_name_by_age_or_by_id(answers: Answers, name: str, numbe
     assert rest.checkpoint_named(server, "aaa", name) is MADE[number]
 
 
-@pytest.mark.parametrize(("name", "why"), [("20260102", "several"), ("none", "none of its"), ("", "none of its")])
+@pytest.mark.parametrize(("name", "why"), [("20260102", "several"), ("none", "not one of its"), ("", "not one of its")])
 def test_a_name_that_is_not_one_checkpoints(answers: Answers, name: str, why: str) -> None:
     with pytest.raises(NotFound, match=why):
         rest.checkpoint_named(JupyterServer("http://one/", "", "/"), "aaa", name)
