@@ -24,6 +24,7 @@ from torpor import procfs
 from torpor.dump.process_dump import ProcessDump
 from torpor.dump.series import Series
 from torpor.image import image_pb2 as pb
+from torpor.image.page_tables import pieces
 from torpor.procfs import PAGE
 from torpor.remote import memory
 from torpor.store import SnapshotReader, Store
@@ -81,8 +82,8 @@ class Somebody:
 def content(reader: SnapshotReader, table: pb.PageTable) -> dict[int, bytes]:
     """The pages in a table, by number."""
     found: dict[int, bytes] = {}
-    for start, count, block in zip(table.starts, table.counts, table.blocks, strict=True):
-        whole = reader.read_block(block)
+    for start, count, block, skip in pieces(table):
+        whole = reader.read_block(block)[skip * PAGE :]
         for k in range(count):
             assert start + k not in found, "a page is in two blocks"
             found[start + k] = bytes(whole[k * PAGE : (k + 1) * PAGE])

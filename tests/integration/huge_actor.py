@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torpor
 from torpor import procfs
 from torpor.image import image_pb2 as pb
+from torpor.image.page_tables import pieces
 from torpor.remote.written import SPARED_LOOKS
 from torpor.store import Store
 
@@ -57,8 +58,8 @@ def pages_with(store: Store, snapshot: torpor.Snapshot, value: int) -> int:
     count = 0
     with store.open(snapshot) as reader:
         table = pb.Tree.FromString(reader.body).processes[0].memory.pages
-        for size, block in zip(table.counts, table.blocks, strict=True):
-            content = reader.read_block(block)
+        for _, size, block, skip in pieces(table):
+            content = reader.read_block(block)[skip * procfs.PAGE :]
             count += sum(content[k * procfs.PAGE :][: procfs.PAGE] == wanted for k in range(size))
     return count
 

@@ -23,6 +23,7 @@ from blake3 import blake3
 import torpor
 from torpor import procfs
 from torpor.image import image_pb2 as pb
+from torpor.image.page_tables import pieces
 from torpor.store import KnownBlocks, Store
 
 Table = dict[int, bytes]
@@ -73,9 +74,9 @@ def pages(store: Store, snapshot: torpor.Snapshot) -> list[Table]:
             rows = process.memory.pages
             assert list(rows.starts) == sorted(rows.starts), "a page table is not by address"
             table: Table = {}
-            for start, count, block in zip(rows.starts, rows.counts, rows.blocks, strict=True):
-                content = reader.read_block(block)
-                assert len(content) == count * procfs.PAGE
+            for start, count, block, skip in pieces(rows):
+                content = reader.read_block(block)[skip * procfs.PAGE :]
+                assert len(content) >= count * procfs.PAGE
                 for k in range(count):
                     assert start + k not in table, "a page is in two blocks"
                     table[start + k] = blake3(content[k * procfs.PAGE : (k + 1) * procfs.PAGE]).digest()
@@ -145,7 +146,7 @@ def both(
 def goes_on(final: torpor.Snapshot, together: Store, alone: Store) -> None:
     """A series that begins with a restore keeps what a single checkpoint keeps, too."""
     with torpor.Series() as series:
-        job = torpor.restore(final, store=together, series=series)
+        job = torpor.restore(final, store=together, series=series, prove=True)
         try:
             with open("rounds", "r+b") as file, mmap.mmap(file.fileno(), 0) as rounds:
                 spared = 0

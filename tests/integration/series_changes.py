@@ -23,6 +23,7 @@ from torpor.dump.process_dump import ProcessDump
 from torpor.dump.series import Series
 from torpor.errors import Refused
 from torpor.image import image_pb2 as pb
+from torpor.image.page_tables import pieces
 from torpor.procfs import PAGE
 from torpor.remote import memory
 from torpor.store import Store
@@ -72,10 +73,9 @@ def kept(store: Store, snapshot: torpor.Snapshot, address: int) -> tuple[pb.Vma,
     """The mapping at an address and its page there."""
     with store.open(snapshot) as reader:
         memory = pb.Tree.FromString(reader.body).processes[0].memory
-        rows = zip(memory.pages.starts, memory.pages.counts, memory.pages.blocks, strict=True)
         page = address // PAGE
-        start, block = next((start, block) for start, count, block in rows if start <= page < start + count)
-        content = reader.read_block(block)[(page - start) * PAGE :][:PAGE]
+        row = next(row for row in pieces(memory.pages) if row.page <= page < row.page + row.size)
+        content = reader.read_block(row.block)[(row.skip + page - row.page) * PAGE :][:PAGE]
         return next(vma for vma in memory.vmas if vma.start <= address < vma.end), bytes(content)
 
 

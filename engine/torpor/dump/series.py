@@ -114,7 +114,8 @@ class Series:
                 continue
             if last and key in last.tables:
                 table = last.tables[key]
-                found[key] = Before(table, [*written, *_within(table, last.known.table, retired)])
+                blocks = last.known.table
+                found[key] = Before(table, [*written, *_within(table, blocks, retired)], blocks.lengths)
         return found
 
     def note(self, store: str, known: KnownBlocks, tables: Mapping[Key, pb.PageTable]) -> None:
@@ -126,6 +127,6 @@ class Series:
 def _within(table: Columns, blocks: BlockTable, packs: Set[int]) -> Iterator[Range]:
     """Yield the ranges of a page table whose blocks are in some packs."""
     if packs:
-        for start, count, block in zip(*table, strict=True):
+        for start, count, block in zip(table.starts, table.counts, table.blocks, strict=True):
             if blocks.packs[block] in packs:
                 yield start * PAGE, (start + count) * PAGE

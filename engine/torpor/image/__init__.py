@@ -6,12 +6,14 @@ with store.open(snapshot) as reader:
 
 from torpor.image.comparison import Comparison, FileChange, MemoryChange, ProcessChange, compare
 from torpor.image.image_pb2 import Process, Pty, Tree, Vma
+from torpor.image.page_tables import Piece, pieces
 from torpor.image.reading import look, read
 
 __all__ = [
     "Comparison",
     "FileChange",
     "MemoryChange",
+    "Piece",
     "Process",
     "ProcessChange",
     "Pty",
@@ -19,5 +21,6 @@ __all__ = [
     "Vma",
     "compare",
     "look",
+    "pieces",
     "read",
 ]

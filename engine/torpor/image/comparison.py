@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torpor.image.image_pb2 import Description, PageTable, Process, Tree
+from torpor.image.page_tables import pieces
 from torpor.image.reading import look, require_tree
 from torpor.store import Progress, SnapshotReader
 
@@ -205,19 +206,15 @@ def _count(table: PageTable) -> int:
     return sum(table.counts)
 
 
-def _runs(table: PageTable) -> list[tuple[int, int, int]]:
-    return sorted(zip(table.starts, table.counts, table.blocks, strict=False))
-
-
 def _together(before: PageTable, after: PageTable) -> Iterator[tuple[tuple[int, int], tuple[int, int], int]]:
     """Yield the runs of pages that both tables have: the start in each (block, page in it), and the number of pages."""
-    was, now = _runs(before), _runs(after)
+    was, now = sorted(pieces(before)), sorted(pieces(after))
     a = b = 0
     while a < len(was) and b < len(now):
-        (start, count, block), (first, many, other) = was[a], now[b]
+        (start, count, block, skip), (first, many, other, omitted) = was[a], now[b]
         begin, end = max(start, first), min(start + count, first + many)
         if begin < end:
-            yield (block, begin - start), (other, begin - first), end - begin
+            yield (block, skip + begin - start), (other, omitted + begin - first), end - begin
         if start + count <= first + many:
             a += 1
         else:

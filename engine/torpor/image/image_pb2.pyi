@@ -675,14 +675,16 @@ class PageRuns(_message.Message):
     def __init__(self, starts: _Optional[_Iterable[int]] = ..., counts: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PageTable(_message.Message):
-    __slots__ = ("starts", "counts", "blocks")
+    __slots__ = ("starts", "counts", "blocks", "skips")
     STARTS_FIELD_NUMBER: _ClassVar[int]
     COUNTS_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    SKIPS_FIELD_NUMBER: _ClassVar[int]
     starts: _containers.RepeatedScalarFieldContainer[int]
     counts: _containers.RepeatedScalarFieldContainer[int]
     blocks: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, starts: _Optional[_Iterable[int]] = ..., counts: _Optional[_Iterable[int]] = ..., blocks: _Optional[_Iterable[int]] = ...) -> None: ...
+    skips: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, starts: _Optional[_Iterable[int]] = ..., counts: _Optional[_Iterable[int]] = ..., blocks: _Optional[_Iterable[int]] = ..., skips: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SharedMemory(_message.Message):
     __slots__ = ("kind", "name", "size", "seals", "pages", "dev", "ino", "mode", "sysv_id", "sysv_key", "uid", "gid", "mtime_ns", "atime_ns", "inode_flags", "attributes")

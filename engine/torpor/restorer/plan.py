@@ -13,6 +13,7 @@ from typing import Any
 
 from torpor.arch.x86_64 import NR
 from torpor.image import image_pb2 as pb
+from torpor.image.page_tables import pieces
 from torpor.objects.fds import descriptors, placement, posix_queues, ptys, signal_owners
 from torpor.objects.fds.descriptors import Opened
 from torpor.objects.fds.made_in_process import MadeInProcess
@@ -253,8 +254,8 @@ def make(image: pb.Tree, here: Here, held: RestorerFds) -> Plan:
 def _segment(shared: pb.SharedMemory, address: int, here: Here, held: RestorerFds) -> Iterator[Call]:
     pages = shared.pages
     starts = [start + address // PAGE for start in pages.starts]
-    there = pb.PageTable(starts=starts, counts=pages.counts, blocks=pages.blocks)
-    filling = address_space.fill(address_space.pieces(there), held.sources, address - address_space.GAP)
+    there = pb.PageTable(starts=starts, counts=pages.counts, blocks=pages.blocks, skips=pages.skips)
+    filling = address_space.fill(pieces(there), held.sources, address - address_space.GAP)
     return segments.make(shared, address, filling, here.rights.keep)
 
 

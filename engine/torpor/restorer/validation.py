@@ -14,6 +14,7 @@ from itertools import chain
 from torpor.arch.x86_64 import NR
 from torpor.errors import ImageDamaged, Reason, RestoreRefused
 from torpor.image import image_pb2 as pb
+from torpor.image.page_tables import is_whole
 from torpor.objects.fds import descriptors
 from torpor.objects.memory import address_space, mapped_files, shared_memory, vdso
 from torpor.objects.paths import directories
@@ -160,7 +161,7 @@ def _table_contradictions(image: pb.Tree) -> Iterator[str]:
     found = [(one.name, one.size, one.pages) for one in image.shared]
     found += [(one.path, one.size, one.pages) for one in image.bundles]
     for name, size, pages in found:
-        if not len(pages.starts) == len(pages.counts) == len(pages.blocks):
+        if not is_whole(pages):
             yield f"the page table of {os.fsdecode(name)} has columns that differ in length"
         elif size > _LARGEST_FILE:
             yield f"{os.fsdecode(name)} has {size} bytes"

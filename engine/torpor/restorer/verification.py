@@ -22,6 +22,7 @@ from torpor import procfs
 from torpor.dump.tree_dump import TreeDump
 from torpor.errors import CheckpointFailed, Refused, RestoreFailed
 from torpor.image import image_pb2 as pb
+from torpor.image.page_tables import pieces
 from torpor.objects.fds import descriptors
 from torpor.objects.kind import Built, FdReference
 from torpor.objects.memory import vmas
@@ -153,8 +154,8 @@ def _private(process: pb.Process, reader: SnapshotReader, pid: int) -> Iterator[
 
 def _runs(table: pb.PageTable, reader: SnapshotReader) -> Iterator[tuple[int, bytes]]:
     """Yield the runs of pages of a table: the first page's number, and their content."""
-    for page, count, block in zip(table.starts, table.counts, table.blocks, strict=True):
-        yield page, reader.read_block(block)[: count * PAGE]
+    for page, count, block, skip in pieces(table):
+        yield page, reader.read_block(block)[skip * PAGE : (skip + count) * PAGE]
 
 
 # ------------------------------------------------------------------------------------- quick comparison

@@ -10,7 +10,7 @@ import pytest
 from torpor.errors import ImageDamaged
 from torpor.image import Tree, compare
 from torpor.image.comparison import Comparison
-from torpor.image.image_pb2 import SharedMemory
+from torpor.image.image_pb2 import PageTable, SharedMemory
 from torpor.store import SnapshotInfo, Store
 
 PAGE = 4096
@@ -80,6 +80,18 @@ def test_memory(
     total = sum(len(content) for _, content in after)
     assert (found.before, found.after) == (sum(len(content) for _, content in before), total)
     assert told[-1] == (total, total)
+
+
+def test_a_part_of_a_block(store: Store) -> None:
+    """As in a series: the pages of a block that were not written since keep their places in it."""
+    after = tree(1)
+    with store.writer("tree") as writer:
+        blocks = [writer.add_blocks(memoryview(content), [len(content)])[0] for content in (A, C, A + B + C)]
+        table = PageTable(starts=[0, 1, 2], counts=[1, 1, 1], blocks=blocks, skips=[0, 0, 2])
+        after.processes[0].memory.pages.CopyFrom(table)
+        later = writer.publish(after.SerializeToString(), "a test")
+    memory = compared(store, save(store, tree(1), [(0, A + B + C)]), later).both[0].memory
+    assert [size // PAGE for size in (memory.changed, memory.came, memory.went)] == [1, 0, 0]
 
 
 def test_shared_memory(store: Store) -> None:

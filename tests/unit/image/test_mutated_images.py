@@ -386,6 +386,8 @@ KNOWN: dict[str, Callable[[pb.Tree], Any]] = {
     "a root that had ended": lambda image: setattr(image.processes[0], "zombie", True),
     "memory of one that had ended": lambda image: _zombie(image).memory.vdso_holes.starts.append(1),
     "columns of shared memory": lambda image: image.shared[0].pages.starts.append(0),
+    "offsets of shared memory": lambda image: image.shared[0].pages.skips.extend([0, 0]),
+    "offsets in a page table": lambda image: image.processes[0].memory.pages.skips.append(1),
     "pages behind shared memory": lambda image: image.shared[0].pages.MergeFrom(
         pb.PageTable(starts=[(1 << 64) - 1], counts=[1], blocks=[0])),
     "the size of shared memory": lambda image: setattr(image.shared[0], "size", 1 << 63),

@@ -13,14 +13,13 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
 from operator import itemgetter
-from typing import NamedTuple
 
 from torpor import procfs
 from torpor.arch.x86_64 import NR, TASK_SIZE
 from torpor.errors import ImageDamaged, Reason, RestoreFailed
 from torpor.image import image_pb2 as pb
+from torpor.image.page_tables import Piece, is_whole
 from torpor.objects.memory import vdso, vmas
 from torpor.objects.memory.mapped_files import Mapped
 from torpor.objects.memory.vm_flags import MLOCK_ONFAULT
@@ -70,22 +69,6 @@ class Sources:
     """Read-only descriptors, for files and memory that are also mapped writable."""
 
 
-class Piece(NamedTuple):
-    """Pages that are adjacent in memory and in one block. All numbers are in pages."""
-
-    page: int
-    size: int
-    block: int
-    """The number of the block."""
-    skip: int
-    """The first page's offset in the block."""
-
-
-def pieces(table: pb.PageTable) -> Iterator[Piece]:
-    """The pieces of a page table."""
-    return map(Piece, table.starts, table.counts, table.blocks, repeat(0))
-
-
 def validate_form(name: str, space: pb.AddressSpace) -> None:
     """Check what the kernel would not refuse by itself.
 
@@ -102,7 +85,7 @@ def validate_form(name: str, space: pb.AddressSpace) -> None:
         raise ImageDamaged(f"{name}: its list of guard regions has columns that differ in length")
     if any((start + count) * PAGE > TASK_SIZE for start, count in _runs(space.guards)):
         raise ImageDamaged(f"{name}: it has a guard region outside of its address space")
-    if not len(table.starts) == len(table.counts) == len(table.blocks):
+    if not is_whole(table):
         raise ImageDamaged(f"{name}: its page table's columns differ in length")
     holes = space.vdso_holes
     if len(holes.starts) != len(holes.counts):

@@ -27,8 +27,9 @@ from typing import NamedTuple
 
 from torpor import procfs
 from torpor.image import image_pb2 as pb
+from torpor.image.page_tables import Piece
 from torpor.objects.memory import vdso, vmas
-from torpor.objects.memory.address_space import INIT, Piece
+from torpor.objects.memory.address_space import INIT
 from torpor.objects.memory.incremental import BLOCK_PAGES, Columns
 from torpor.objects.process.birth_order import Member
 from torpor.procfs import PAGE
@@ -123,7 +124,7 @@ def rest(share: Share, table: pb.PageTable) -> Iterator[Piece]:
     for start, end in share.kept:
         yield from _between(columns, at, start // PAGE)
         at = end // PAGE
-    yield from _between(columns, at, 1 << 64) if share.kept else map(Piece, *columns, [0] * len(columns.starts))
+    yield from _between(columns, at, 1 << 64) if share.kept else map(Piece, *columns)
     yield from share.left
 
 
@@ -142,13 +143,13 @@ def _same_execve(image: pb.Tree, blocks: BlockTable) -> list[list[pb.Process]]:
 
 def _is_sound(table: pb.PageTable, blocks: BlockTable) -> bool:
     """Whether a page table is as a checkpoint writes it. If not, filling pages from it reports the error."""
-    starts, counts, numbers = Columns.of(table)
+    starts, counts, numbers, skips = Columns.of(table)
     return (
         bool(starts)
         and max(numbers) < len(blocks)
         and min(counts) > 0
         and all(map(le, map(add, starts, counts), starts[1:]))
-        and all(map(le, map(PAGE.__mul__, counts), map(blocks.lengths.__getitem__, numbers)))
+        and all(map(le, map(PAGE.__mul__, map(add, skips, counts)), map(blocks.lengths.__getitem__, numbers)))
     )
 
 
@@ -448,14 +449,14 @@ def _content(table: Columns, parts: Iterable[Range]) -> _Content:
 
 def _between(table: Columns, start: int, end: int) -> Iterator[Piece]:
     """The part of a page table between two pages."""
-    starts, counts, blocks = table
+    starts, counts, blocks, skips = table
     first, last = bisect_left(starts, start), bisect_left(starts, end)
     if first and starts[first - 1] + counts[first - 1] > start:
         first -= 1
     for row in range(first, last):
         page, count = starts[row], counts[row]
-        skip = max(start - page, 0)
-        yield Piece(page + skip, min(page + count, end) - page - skip, blocks[row], skip)
+        less = max(start - page, 0)
+        yield Piece(page + less, min(page + count, end) - page - less, blocks[row], skips[row] + less)
 
 
 def _without(pages: Iterable[Piece], others: Iterable[Piece]) -> list[Piece]:

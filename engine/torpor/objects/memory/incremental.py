@@ -1,27 +1,27 @@
-"""Pages that were not written since the previous snapshot: their blocks are reused, and the pages are not read.
+"""Pages that were not written since the previous snapshot: they are not read, but keep their places in its blocks.
 
-A block is reused whole or not at all: if one of its pages was written or is gone, all of it is read. It is then stored
-in parts, written pages apart from unwritten ones, so that next time only the former are read: what a program writes
-often gets blocks of its own, maybe of one page. If all pages of a block are written, they become one block again.
+A row of a page table may lead into the middle of a block, so a page that was written does not take its block along. But
+the store keeps blocks whole. So a process gives up a block of which it needs less than half: the rest is read, and
+stored in other blocks. Thus a snapshot's blocks take at most twice the space of its pages. Written pages are stored
+apart from such a rest: what a program writes often gets blocks of its own, which end as a whole.
 """
 
 from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
-from operator import add
 from typing import NamedTuple
 
 from torpor.image import image_pb2 as pb
 from torpor.procfs import PAGE
-from torpor.util.ranges import Range, intersection, split, subtract, union
+from torpor.util.ranges import Range, split, subtract, union
 
 BLOCK_PAGES = 16
 """The most pages in a block. No block crosses a multiple of this in the address space, so that an unchanged one is
-found again in the next snapshot. 64 KiB: smaller blocks cost more to hash and to list, larger ones are shared less
+found again in another snapshot. 64 KiB: smaller blocks cost more to hash and to list, larger ones are shared less
 often.
 """
 
@@ -32,31 +32,65 @@ class Columns(NamedTuple):
     starts: array[int]
     counts: array[int]
     blocks: array[int]
+    skips: array[int]
 
     @classmethod
     def of(cls, table: pb.PageTable) -> Columns:
         """The page table of an image."""
-        return cls(array("Q", table.starts), array("Q", table.counts), array("Q", table.blocks))
+        skips = array("Q", table.skips or bytes(8 * len(table.starts)))
+        return cls(array("Q", table.starts), array("Q", table.counts), array("Q", table.blocks), skips)
 
-    def between(self, start: int, end: int) -> slice:
-        """The rows between two addresses."""
-        return slice(bisect_left(self.starts, start // PAGE), bisect_left(self.starts, end // PAGE))
+    @classmethod
+    def empty(cls) -> Columns:
+        """A table without rows."""
+        return cls(array("Q"), array("Q"), array("Q"), array("Q"))
 
-    def touched(self, written: Sequence[Range], edges: Iterable[int]) -> list[Range]:
-        """The written ranges, extended to whole rows; and the rows that cross one of the `edges`."""
-        starts = self.starts
-        ends = array("Q", map(add, starts, self.counts))
-        found: list[Range] = []
-        for start, end in written:
-            first = bisect_right(starts, start // PAGE) - 1
-            last = bisect_left(starts, end // PAGE, max(first, 0)) - 1
-            begin = starts[first] * PAGE if first >= 0 and ends[first] * PAGE > start else start
-            found.append((begin, max(end, ends[last] * PAGE) if last >= 0 else end))
-        for edge in edges:
-            row = bisect_left(starts, edge // PAGE) - 1
-            if row >= 0 and ends[row] * PAGE > edge:
-                found.append((starts[row] * PAGE, ends[row] * PAGE))
+    def within(self, ranges: Sequence[Range]) -> Columns:
+        """What the table says of some ranges, which are sorted by address."""
+        found = self.empty()
+        row = 0
+        for start, end in ranges:
+            first, stop = start // PAGE, end // PAGE
+            row = max(bisect_right(self.starts, first, row) - 1, row)
+            if row < len(self.starts) and self.starts[row] + self.counts[row] <= first:
+                row += 1
+            last = bisect_left(self.starts, stop, row)
+            if row == last:
+                continue
+            at = len(found.starts)
+            for column, mine in zip(found, self, strict=True):
+                column.extend(mine[row:last])
+            if (before := first - found.starts[at]) > 0:
+                found.starts[at] += before
+                found.counts[at] -= before
+                found.skips[at] += before
+            if (behind := found.starts[-1] + found.counts[-1] - stop) > 0:
+                found.counts[-1] -= behind
+            row = last - 1  # the next range may begin in the same row
         return found
+
+    def hardly_needed(self, lengths: Sequence[int]) -> list[Range]:
+        """The ranges of the rows in blocks of which less than half is in the table.
+
+        Args:
+            lengths: the size of each block, in bytes.
+        """
+        needed: dict[int, int] = defaultdict(int)
+        for block, count in zip(self.blocks, self.counts, strict=True):
+            needed[block] += count
+        hardly = {block for block, count in needed.items() if 2 * count * PAGE < lengths[block]}
+        if not hardly:
+            return []
+        rows = zip(self.starts, self.counts, self.blocks, strict=True)
+        return [(start * PAGE, (start + count) * PAGE) for start, count, block in rows if block in hardly]
+
+    def add_to(self, table: pb.PageTable) -> None:
+        """Append the rows to the page table of an image, which is empty."""
+        table.starts.extend(self.starts)
+        table.counts.extend(self.counts)
+        table.blocks.extend(self.blocks)
+        if any(self.skips):
+            table.skips.extend(self.skips)
 
 
 @dataclass
@@ -66,14 +100,16 @@ class Before:
     table: Columns
     written: list[Range]
     """What may have been written since, in any order."""
+    lengths: Sequence[int]
+    """The size of each of that snapshot's blocks, in bytes."""
 
 
 @dataclass
 class Cut:
-    """A process's own pages in two parts, each sorted by address."""
+    """A process's own pages in two parts, each sorted by address. Unwritten pages of zeros are in neither."""
 
-    clean: list[Range]
-    """As in the previous snapshot."""
+    kept: Columns
+    """What the previous snapshot's table says of those that are as they were."""
     dirty: list[Range]
     """To be read, and stored in blocks that do not cross from one range to the next."""
 
@@ -81,31 +117,16 @@ class Cut:
 def cut(own: Sequence[Range], before: Before) -> Cut:
     """Split a process's own pages, sorted by address."""
     written = union(before.written)
-    # If a row reaches beyond these pages, a part of it is gone: read the rest again.
-    dirty = intersection(own, union(before.table.touched(written, chain.from_iterable(own))))
-    return Cut(subtract(own, dirty), split(dirty, written))
+    clean = subtract(own, written)
+    kept = before.table.within(clean)
+    if given_up := kept.hardly_needed(before.lengths):
+        clean = subtract(clean, given_up)
+        kept = before.table.within(clean)
+    return Cut(kept, split(subtract(own, clean), written))
 
 
-def join(before: Columns, clean: Sequence[Range], blocks: Sequence[int], dirty: Columns, table: pb.PageTable) -> None:
-    """Fill a page table.
-
-    Args:
-        before: the table in the previous snapshot.
-        clean: the ranges that are as they were there.
-        blocks: for each row of these, the index of its block in this snapshot.
-        dirty: the rows of the other ranges.
-        table: the one to fill.
-    """
-    starts, counts, numbers = Columns.of(pb.PageTable())
-    done = taken = 0
-    for start, end in clean:
-        rows = before.between(start, end)
-        upto = bisect_left(dirty.starts, start // PAGE, done)
-        count = rows.stop - rows.start
-        starts += dirty.starts[done:upto] + before.starts[rows]
-        counts += dirty.counts[done:upto] + before.counts[rows]
-        numbers += dirty.blocks[done:upto] + array("Q", blocks[taken : taken + count])
-        done, taken = upto, taken + count
-    table.starts.extend(starts + dirty.starts[done:])
-    table.counts.extend(counts + dirty.counts[done:])
-    table.blocks.extend(numbers + dirty.blocks[done:])
+def join(kept: Columns, dirty: Columns, table: pb.PageTable) -> None:
+    """Fill an empty page table with the rows of both, by address."""
+    rows = sorted([*zip(*kept, strict=True), *zip(*dirty, strict=True)])  # of two sorted parts: that takes one merge
+    if rows:
+        Columns(*(array("Q", column) for column in zip(*rows, strict=True))).add_to(table)

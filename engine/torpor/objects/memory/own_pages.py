@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from array import array
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -87,7 +88,7 @@ class Ranges:
         """Split its own pages into those that have not changed since the previous snapshot and those to be read."""
         found = self.find()
         if before is None:
-            return Cut([], found)
+            return Cut(Columns.empty(), found)
         return cut(found, replace(before, written=[*before.written, *self.whole]))
 
 
@@ -135,14 +136,11 @@ class PageWriter:
         if before is None:
             self._store(pages.dirty, read, table, own.backed)
             return
-        rows: list[int] = []
-        for start, end in pages.clean:
-            rows += before.table.blocks[before.table.between(start, end)]
-        blocks = self._writer.adopt(rows)
+        kept = pages.kept._replace(blocks=array("Q", self._writer.adopt(pages.kept.blocks)))
         read_now = pb.PageTable()
         self._store(pages.dirty, read, read_now, own.backed)
 
-        self._waiting.append(lambda: join(before.table, pages.clean, blocks, Columns.of(read_now), table))
+        self._waiting.append(lambda: join(kept, Columns.of(read_now), table))
 
     def store_file(self, fd: int, size: int, table: pb.PageTable) -> None:
         """Write the content of an open file; the numbers in the table count from its start."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from torpor.errors import ImageDamaged
 from torpor.image import image_pb2 as pb
+from torpor.image.page_tables import pieces
 from torpor.procfs import PAGE
 from torpor.store import SnapshotReader
 from torpor.util.ranges import Range
@@ -86,12 +87,12 @@ def copy(fd: int, into: Content) -> None:
 
 def _pieces(pages: pb.PageTable, total: int, reader: SnapshotReader) -> Iterator[tuple[int, int, int, int]]:
     """For each run of pages its offset in the file and size, the pack's descriptor and the offset there."""
-    for start, count, block in zip(pages.starts, pages.counts, pages.blocks, strict=True):
+    for start, count, block, skip in pieces(pages):
         pack, offset, length = reader.block(block)
         size = count * PAGE
-        if size > length or start * PAGE >= total:
+        if skip * PAGE + size > length or start * PAGE >= total:
             raise ImageDamaged(f"page {start} of shared memory or a file lies in no block of the snapshot")
-        yield start * PAGE, min(size, total - start * PAGE), reader.pack_fd(pack), offset
+        yield start * PAGE, min(size, total - start * PAGE), reader.pack_fd(pack), offset + skip * PAGE
 
 
 def make_room(fd: int, total: int) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from mmap import PAGESIZE as PAGE
 
 import pytest
 
+from torpor.errors import ImageDamaged
 from torpor.image import Tree, Vma
+from torpor.image.image_pb2 import PageTable
 from torpor.store import Store
 from torpor_jupyter.data.memory_diff import Memory, changed, shared
 
@@ -17,8 +19,11 @@ START = 16
 """The first page of the mapping."""
 
 
-def memory(store: Store, blocks: Mapping[int, bytes], kind: Vma.Kind = Vma.ANONYMOUS) -> Memory:
-    """Save a process with a mapping of eight pages: these blocks, by the number of their first page in it."""
+def memory(
+    store: Store, blocks: Mapping[int, bytes], kind: Vma.Kind = Vma.ANONYMOUS, skips: Sequence[int] = ()
+) -> Memory:
+    """Save a process with a mapping of eight pages: these blocks, by the number of their first page in it, or without
+    as many pages at the beginning of each as `skips` says."""
     tree = Tree()
     process = tree.processes.add()
     process.memory.vmas.add(start=START * PAGE, end=(START + 8) * PAGE, kind=kind)
@@ -29,6 +34,9 @@ def memory(store: Store, blocks: Mapping[int, bytes], kind: Vma.Kind = Vma.ANONY
             process.memory.pages.starts.append(START + first)
             process.memory.pages.counts.append(len(content) // PAGE)
             process.memory.pages.blocks.append(row)
+        for number, skip in enumerate(skips):
+            process.memory.pages.counts[number] -= skip
+        process.memory.pages.skips.extend(skips)
         info = writer.publish(tree.SerializeToString(), "")
     return Memory(store.open(info.id))
 
@@ -47,6 +55,26 @@ def test_equal_pages_of_different_blocks_are_shared(store: Store) -> None:
     """When one page of a block was written, the next snapshot has the others in a new block."""
     found = shared(memory(store, {0: ONE + TWO}), memory(store, {0: ONE, 1: THREE}))
     assert found == {"shared": PAGE, "only_here": PAGE, "only_there": PAGE}
+
+
+def test_of_a_block_that_is_needed_in_part_the_rest_does_not_count(store: Store) -> None:
+    """When one page of a block was written, the next snapshot has the others in the old block."""
+    before = memory(store, {0: ONE + TWO + THREE})
+    now = memory(store, {0: os.urandom(PAGE), 1: ONE + TWO + THREE}, skips=(0, 1))
+    assert shared(now, before) == {"shared": 2 * PAGE, "only_here": PAGE, "only_there": PAGE}
+    assert not differs(now, before, PAGE, 2 * PAGE)
+    assert differs(now, before, 0, PAGE)
+
+
+def test_a_row_that_names_more_of_a_block_than_there_is(store: Store) -> None:
+    tree = Tree()
+    with store.writer("tree") as writer:
+        blocks = writer.add_blocks(memoryview(ONE), [PAGE])
+        table = PageTable(starts=[START], counts=[(1 << 32) - 1], blocks=blocks, skips=[0])
+        tree.processes.add().memory.pages.CopyFrom(table)
+        info = writer.publish(tree.SerializeToString(), "")
+    with store.open(info) as reader, pytest.raises(ImageDamaged, match="more of a block"):
+        Memory(reader)
 
 
 def test_bytes_are_compared_and_not_blocks(store: Store) -> None:

@@ -17,6 +17,7 @@ from torpor import procfs
 from torpor.arch.x86_64 import NR, TASK_SIZE
 from torpor.errors import ImageDamaged, RestoreFailed
 from torpor.image import image_pb2 as pb
+from torpor.image.page_tables import pieces
 from torpor.objects.memory import address_space, vdso, vmas
 from torpor.objects.memory.address_space import Sources
 from torpor.objects.memory.shared_memory import is_memory
@@ -43,42 +44,44 @@ def sources(blocks: list[tuple[int, int, int]]) -> Sources:
 
 
 SPARE = 1 << 40
-runs = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 16), st.integers(0, 1), st.integers(1, 24)), max_size=40)
+_numbers = (st.integers(0, 3), st.integers(1, 16), st.integers(0, 1), st.integers(1, 24), st.integers(0, 3))
+runs = st.lists(st.tuples(*_numbers), max_size=40)
 
 
 @given(runs, st.booleans())
-def test_every_page_is_read_from_its_own_place(drawn: list[tuple[int, int, int, int]], side_by_side: bool) -> None:
+def test_every_page_is_read_from_its_own_place(drawn: list[tuple[int, int, int, int, int]], side_by_side: bool) -> None:
     blocks: list[tuple[int, int, int]] = []
     pages = pb.PageTable()
     wanted: dict[int, tuple[int, int]] = {}
     page, ends = 16, {0: 1, 1: 1}
-    for gap, count, pack, apart in drawn:
+    for gap, count, pack, apart, skip in drawn:
         page += gap
         first = ends[pack] + (0 if side_by_side else apart)
-        ends[pack] = first + count
+        ends[pack] = first + skip + count
         pages.starts.append(page)
         pages.counts.append(count)
         pages.blocks.append(len(blocks))
-        blocks.append((pack, first, count))
+        pages.skips.append(skip)
+        blocks.append((pack, first, skip + count))
         for k in range(count):
-            wanted[page + k] = (PACKS[pack], first + k)
+            wanted[page + k] = (PACKS[pack], first + skip + k)
         page += count
     got: dict[int, tuple[int, int]] = {}
-    for call in address_space.fill(address_space.pieces(pages), sources(blocks), SPARE):
+    for call in address_space.fill(pieces(pages), sources(blocks), SPARE):
         if call.nr == NR.pread64:
             fd, address, size, offset = numbers(*call.args)
-            pieces = [(address, size)]
+            places = [(address, size)]
         else:
             assert call.nr == NR.preadv
             vector = call.args[1]
             assert isinstance(vector, bytes)
             fd, count, offset = numbers(call.args[0], *call.args[2:4])
             words = struct.unpack(f"<{len(vector) // 8}Q", vector)
-            pieces = list(zip(words[::2], words[1::2], strict=True))
-            assert len(pieces) == count <= address_space.IOV_MAX
-        assert call.expect == sum(size for _, size in pieces) <= address_space.MAX_READ
+            places = list(zip(words[::2], words[1::2], strict=True))
+            assert len(places) == count <= address_space.IOV_MAX
+        assert call.expect == sum(size for _, size in places) <= address_space.MAX_READ
         at = offset // PAGE
-        for address, size in pieces:
+        for address, size in places:
             if address == SPARE:
                 assert size <= address_space.GAP
                 at += size // PAGE
@@ -90,10 +93,11 @@ def test_every_page_is_read_from_its_own_place(drawn: list[tuple[int, int, int, 
     assert got == wanted
 
 
-def test_a_run_longer_than_its_block_is_damage() -> None:
-    pages = pb.PageTable(starts=[16], counts=[3], blocks=[0])
+@pytest.mark.parametrize(("count", "skip"), [(3, 0), (2, 1), (1, 2)])
+def test_a_run_longer_than_its_block_is_damage(count: int, skip: int) -> None:
+    pages = pb.PageTable(starts=[16], counts=[count], blocks=[0], skips=[skip])
     with pytest.raises(ImageDamaged):
-        list(address_space.fill(address_space.pieces(pages), sources([(0, 1, 2)]), SPARE))
+        list(address_space.fill(pieces(pages), sources([(0, 1, 2)]), SPARE))
 
 
 def space_of(*vmas: tuple[int, int]) -> pb.AddressSpace:

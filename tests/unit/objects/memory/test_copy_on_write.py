@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from torpor.image import image_pb2 as pb
+from torpor.image.page_tables import Piece
 from torpor.objects.memory import copy_on_write, vdso
-from torpor.objects.memory.address_space import Piece
 from torpor.objects.memory.copy_on_write import Room, Share
 from torpor.objects.process import birth_order
 from torpor.procfs import PAGE
@@ -94,9 +94,11 @@ def trees(draw: st.DrawFn) -> tuple[pb.Tree, dict[int, Memory], Store]:
             while page + len(run) in memory and (not run or (page + len(run)) % 16):
                 run.append(memory[page + len(run)])
             if run:
+                skip = draw(st.integers(0, 2))  # as of a block whose other pages were written since
                 process.memory.pages.starts.append(BASE + page)
                 process.memory.pages.counts.append(len(run))
-                process.memory.pages.blocks.append(store.put(tuple(run)))
+                process.memory.pages.blocks.append(store.put((*[7] * skip, *run, *[8] * draw(st.integers(0, 2)))))
+                process.memory.pages.skips.append(skip)
             page += len(run) or 1
     return image, memories, store
 

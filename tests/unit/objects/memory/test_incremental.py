@@ -1,8 +1,9 @@
-"""What is taken over from the snapshot before, and what is read: together they say what a whole reading would."""
+"""What is kept of the snapshot before, and what is read: together they say what a whole reading would."""
 
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from itertools import groupby
 
 from hypothesis import given
@@ -54,18 +55,27 @@ def store(content: Content, of: list[Range], blocks: Blocks) -> Columns:
             if inside:
                 run.append(content[page])
     starts, counts = array("Q", (start for start, _ in rows)), array("Q", (len(run) for _, run in rows))
-    return Columns(starts, counts, array("Q", (blocks.setdefault(run, len(blocks)) for _, run in rows)))
+    numbers = array("Q", (blocks.setdefault(run, len(blocks)) for _, run in rows))
+    return Columns(starts, counts, numbers, array("Q", [0] * len(rows)))
+
+
+def lengths(blocks: Blocks) -> list[int]:
+    """The size of each block, in bytes."""
+    return [len(run) * PAGE for run in blocks]
 
 
 def load(table: Columns, blocks: Blocks) -> Content:
     """What a table says; no page twice, and in the order of pages."""
     stored = {number: run for run, number in blocks.items()}
     found: Content = {}
-    for start, count, block in zip(*table, strict=True):
-        assert len(stored[block]) == count
+    for start, count, block, skip in zip(*table, strict=True):
         assert start // BLOCK_PAGES == (start + count - 1) // BLOCK_PAGES
         assert not found or start > max(found)
-        found.update(zip(range(start, start + count), stored[block], strict=True))
+        found.update(zip(range(start, start + count), stored[block][skip : skip + count], strict=True))
+    needed = Counter[int]()
+    for count, block in zip(table.counts, table.blocks, strict=True):
+        needed[block] += count
+    assert all(2 * count >= len(stored[block]) for block, count in needed.items()), "a block is kept for little"
     return found
 
 
@@ -77,27 +87,52 @@ def test_the_joined_table_says_what_is_there(first: Content, later: list[tuple[C
         now = {page: content for page, content in {**before, **changes}.items() if page not in gone}
         # What the kernel says may be more than what has changed, and is never less.
         written = {page for page in now if page not in before or now[page] != before[page]} | more
-        result = cut(ranges(set(now)), Before(table, ranges(written)))
-        read, kept = pages(result.dirty), pages(result.clean)
-        assert read | kept == set(now)
+        result = cut(ranges(set(now)), Before(table, ranges(written), lengths(blocks)))
+        read, kept = pages(result.dirty), set(load(result.kept, blocks))
+        assert read | kept | {page for page, content in now.items() if not content} == set(now)
         assert not read & kept
         assert not kept & written
-        taken = [block for start, end in result.clean for block in table.blocks[table.between(start, end)]]
         joined = pb.PageTable()
-        join(table, result.clean, taken, store(now, result.dirty, blocks), joined)
+        join(result.kept, store(now, result.dirty, blocks), joined)
         before, table = now, Columns.of(joined)
         assert load(table, blocks) == {page: content for page, content in now.items() if content}
 
 
-def test_a_page_that_is_written_again_and_again_is_soon_read_alone() -> None:
+@given(page_numbers, st.lists(st.booleans(), min_size=SPACE, max_size=SPACE))
+def test_a_part_of_a_table_says_what_the_table_says_there(part: set[int], there: list[bool]) -> None:
+    content = {page: page + 1 for page in range(SPACE) if there[page]}
+    blocks: Blocks = {}
+    whole = store(content, ranges(set(content)), blocks)
+    stored = {number: run for run, number in blocks.items()}
+    found = [
+        (start + k, stored[block][skip + k])
+        for start, count, block, skip in zip(*whole.within(ranges(part)), strict=True)
+        for k in range(count)
+    ]
+    assert found == [(page, content[page]) for page in sorted(part & content.keys())]
+
+
+def test_a_page_that_is_written_is_read_alone() -> None:
     content = dict.fromkeys(range(BLOCK_PAGES), 1)
     blocks: Blocks = {}
     table = store(content, ranges(set(content)), blocks)
     hot = [(5 * PAGE, 6 * PAGE)]
-    first = cut(ranges(set(content)), Before(table, hot))
-    assert first.dirty == [(0, 5 * PAGE), *hot, (6 * PAGE, BLOCK_PAGES * PAGE)]
-    table = store(content, first.dirty, blocks)
-    assert cut(ranges(set(content)), Before(table, hot)).dirty == hot
+    assert cut(ranges(set(content)), Before(table, hot, lengths(blocks))).dirty == hot
+
+
+def test_a_block_that_is_hardly_needed_is_given_up_and_its_rest_stored_apart() -> None:
+    """Else a page would keep its whole block in the store; and what is written again and again would take the rest
+    along each time."""
+    content = dict.fromkeys(range(BLOCK_PAGES), 1)
+    blocks: Blocks = {}
+    everything = ranges(set(content))
+    table = store(content, everything, blocks)
+    half, more = BLOCK_PAGES // 2 * PAGE, (BLOCK_PAGES // 2 + 1) * PAGE
+    assert cut(everything, Before(table, [(0, half)], lengths(blocks))).dirty == [(0, half)]
+    given_up = cut(everything, Before(table, [(0, more)], lengths(blocks)))
+    assert (given_up.dirty, len(given_up.kept.starts)) == ([(0, more), (more, BLOCK_PAGES * PAGE)], 0)
+    table = store(content, given_up.dirty, blocks)
+    assert cut(everything, Before(table, [(0, more)], lengths(blocks))).dirty == [(0, more)]
 
 
 def test_pages_that_are_all_written_become_one_block_again() -> None:
@@ -106,4 +141,4 @@ def test_pages_that_are_all_written_become_one_block_again() -> None:
     everything = ranges(set(content))
     table = store(content, [(0, PAGE), (PAGE, BLOCK_PAGES * PAGE)], blocks)
     assert len(table.starts) == 2
-    assert cut(everything, Before(table, everything)).dirty == everything
+    assert cut(everything, Before(table, everything, lengths(blocks))).dirty == everything

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torpor.errors import CheckpointFailed
 from torpor.image import image_pb2 as pb
 from torpor.objects.memory import own_pages
-from torpor.objects.memory.incremental import BLOCK_PAGES, Cut
+from torpor.objects.memory.incremental import BLOCK_PAGES, Columns, Cut
 from torpor.objects.memory.own_pages import PageWriter, Ranges
 from torpor.procfs import PAGE
 from torpor.remote import memory
@@ -62,7 +62,7 @@ def saved(store: Store, own: Ranges, progress: list[tuple[int, int]] | None = No
     with store.writer("tree") as saver:
         with PageWriter(saver, lambda done, expected: seen.append((done, expected))) as out:
             out.expect(sum(end - start for start, end in found))
-            out.store_private(own, Cut([], found), None, table)
+            out.store_private(own, Cut(Columns.empty(), found), None, table)
         saver.publish(b"", "")
     assert list(table.starts) == sorted(table.starts)
     with store.open("latest") as reader:
@@ -126,13 +126,13 @@ def test_memory_that_cannot_be_read_is_named(store: Store) -> None:
             pytest.raises(CheckpointFailed, match=f"memory of process {pid} between {beyond:#x} and"),
             PageWriter(saver, lambda done, expected: None) as out,
         ):
-            out.store_private(own, Cut([], [(beyond, beyond + PAGE)]), None, pb.PageTable())
+            out.store_private(own, Cut(Columns.empty(), [(beyond, beyond + PAGE)]), None, pb.PageTable())
     with (
         store.writer("tree") as saver,
         pytest.raises(ProcessLookupError),
         PageWriter(saver, lambda done, expected: None) as out,
     ):
-        out.store_private(own, Cut([], own.private), None, pb.PageTable())
+        out.store_private(own, Cut(Columns.empty(), own.private), None, pb.PageTable())
 
 
 @given(st.lists(st.tuples(st.integers(1, 300), st.integers(1, 4000)), max_size=30), st.booleans())

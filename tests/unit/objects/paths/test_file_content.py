@@ -185,6 +185,7 @@ def test_a_page_behind_the_end_or_a_block_that_is_too_short_is_refused(
         for damaged in (
             pb.PageTable(starts=[start], counts=[1], blocks=table.blocks),
             pb.PageTable(starts=[0], counts=[2], blocks=table.blocks),
+            pb.PageTable(starts=[0], counts=[1], blocks=table.blocks, skips=[1]),
             pb.PageTable(starts=[0], counts=[1], blocks=[7]),
         ):
             with pytest.raises(ImageDamaged):
