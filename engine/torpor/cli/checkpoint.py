@@ -43,6 +43,16 @@ def _complete_pids(ctx: click.Context, param: click.Parameter, incomplete: str) 
     return [offer for offer in offers if offer.value.startswith(incomplete)]
 
 
+def _rate(_: click.Context, param: click.Parameter, said: str | None) -> int | None:
+    """Read the bytes per second (a click callback)."""
+    from torpor.util import settings
+
+    try:
+        return None if said is None else settings.size(said)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param=param) from None
+
+
 @click.command("checkpoint", short_help="Save a process and all that it started.")
 @click.argument("pid", type=click.IntRange(min=1), shell_complete=_complete_pids)
 @store_option
@@ -70,6 +80,12 @@ def _complete_pids(ctx: click.Context, param: click.Parameter, incomplete: str) 
 @click.option(
     "--bundle-files", is_flag=True, help="Save programs, libraries and open files too, for a node that lacks them."
 )
+@click.option(
+    "--limit",
+    metavar="RATE",
+    callback=_rate,
+    help="The most bytes to write per second, such as 200M; 0: any amount. [default: `torpor config`]",
+)
 @click.option("--stats", "wanted", is_flag=True, help="Print the costs, too.")
 @click.option("--tag", "tags", metavar="K=V", multiple=True, callback=parse_tags, help="A label; may be repeated.")
 @command_options
@@ -80,6 +96,7 @@ def command(
     outside: Literal["refuse", "reset"],
     tcp: Literal["reset", "keep"],
     bundle_files: bool,
+    limit: int | None,
     wanted: bool,
     tags: dict[str, str],
     as_json: bool,
@@ -111,6 +128,7 @@ def command(
                 outside=outside,
                 tcp=tcp,
                 bundle_files=bundle_files,
+                limit=limit,
                 stats=stats,
             )
     except KeyboardInterrupt as interrupt:

@@ -40,7 +40,7 @@ from torpor.remote.freeze import Frozen, LastToStop, Stuck
 from torpor.remote.tracer import Interruption, in_own_thread, no_collection
 from torpor.remote.waits import Waits
 from torpor.store import SnapshotInfo, SnapshotReader, SnapshotWriter, Store
-from torpor.util import choices, inherited
+from torpor.util import choices, inherited, settings
 from torpor.util.job_names import job_name
 from torpor.util.workers import Workers
 
@@ -75,6 +75,7 @@ def checkpoint(
     series: Series | None = None,
     bundle_files: bool = False,
     stdio: Mapping[int, int] | None = None,
+    limit: int | None = None,
     stats: Stats | None = None,
 ) -> SnapshotInfo:
     """Save a process and all its descendants as a snapshot in a store.
@@ -97,6 +98,8 @@ def checkpoint(
         bundle_files: save the content of mapped and open files too, for a host that lacks them.
         stdio: descriptors of the root process that are copies of its original standard input, output or error (0, 1,
             2), if it has replaced those. Originals that are the ancestors' own standard streams are found without this.
+        limit: how many bytes per second to write to the store at most; 0: any amount; None: as it is set (`torpor
+            config`).
         stats: filled in with the costs.
 
     Raises:
@@ -124,6 +127,7 @@ def checkpoint(
     what = f"process {pid} could not be saved"
     reset_outside = outside == "reset"
     small_files.limit()  # before the freeze, because it may read a configuration file
+    rate = int(settings.get("limit").value) if limit is None else limit
     with denied.explained(what), failing(CheckpointFailed, what):
         if then != "run":
             from torpor.dump import proof  # noqa: PLC0415  it needs the restorer, other saves do not
@@ -147,7 +151,7 @@ def checkpoint(
 
         def write(*, reuse: bool) -> SnapshotInfo:
             known = series.known(home.path) if series and reuse else None
-            with home.writer(reading.KIND, tags or {}, reuse=reuse, known=known) as writer:
+            with home.writer(reading.KIND, tags or {}, reuse=reuse, known=known, rate=rate) as writer:
                 return _settled(root, writer, how, tell)
 
         try:

@@ -91,16 +91,18 @@ class Store:
         *,
         reuse: bool = True,
         known: KnownBlocks | None = None,
+        rate: int = 0,
     ) -> SnapshotWriter:
         """Begin a snapshot. Raises ValueError for an invalid kind or tag, NotPermitted, StoreError.
 
         Without `reuse` no earlier snapshot's block table is read and no block is shared with one: for snapshots that
         are small, many, and have nothing in common. With `known`, the blocks of the previous snapshot in this store
-        (`SnapshotWriter.known`), no table is read either, as long as those blocks still exist.
+        (`SnapshotWriter.known`), no table is read either, as long as those blocks still exist. With a `rate`, at most
+        so many bytes are written per second.
         """
         place = Place(self.path, create=True)
         try:
-            return SnapshotWriter(place, kind, tags or {}, reuse, known)
+            return SnapshotWriter(place, kind, tags or {}, reuse, known, rate=rate)
         except BaseException:
             place.close()
             raise

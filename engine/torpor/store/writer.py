@@ -42,6 +42,7 @@ from torpor.store.manifest import (
     read_head,
     read_manifest,
 )
+from torpor.store.pace import Pace
 from torpor.store.reader import SnapshotReader
 from torpor.store.store_pb2 import Envelope, PackRef
 from torpor.util.sizes import readable
@@ -78,11 +79,12 @@ class SnapshotWriter:
         reuse: bool = True,
         known: KnownBlocks | None = None,
         copy_of: SnapshotInfo | None = None,
+        rate: int = 0,
     ) -> None:
         """Begin a snapshot in an open store, which the writer closes at its end. Use `Store.writer`.
 
         `copy_of` is a snapshot of another store, whose id, time and host this one gets. Raises FileExistsError if the
-        store has a snapshot of that id.
+        store has a snapshot of that id. `rate` is how many bytes per second `add_blocks` may write; 0: any.
         """
         if not KIND.fullmatch(kind):
             raise ValueError(f"kind {kind!r} is not a lower-case name")
@@ -103,6 +105,7 @@ class SnapshotWriter:
         self._fd = -1
         self._number = -1  # of this snapshot's own pack
         self._end = PAGE
+        self._pace = Pace(rate)
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)
         self._writing = 0
@@ -151,9 +154,11 @@ class SnapshotWriter:
             with self._lock:
                 offset = self._end
                 indexes, pieces = self._reserve(data, starts, ends, digests)
-            write_all(self._fd, pieces, offset)
             if pieces:
-                begin_writeback(self._fd, offset, sum(piece.nbytes for piece in pieces))
+                size = sum(piece.nbytes for piece in pieces)
+                self._pace.wait(size)
+                write_all(self._fd, pieces, offset)
+                begin_writeback(self._fd, offset, size)
         return indexes
 
     @staticmethod

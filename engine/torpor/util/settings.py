@@ -82,7 +82,8 @@ def _time(said: object) -> float:
 _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
-def _size(said: object) -> int:
+def size(said: object) -> int:
+    """Read a number of bytes. Raises ValueError."""
     match = re.fullmatch(r"(\d{1,15})([KMG]?)", str(said).upper())
     if match and not isinstance(said, bool):
         return int(match[1]) * _UNITS[match[2]]
@@ -96,10 +97,11 @@ SETTINGS: Final = {
         Setting(
             "small-files",
             "the size of the largest file, made by a job, that its snapshots contain",
-            _size,
+            size,
             4 << 20,
             "TORPOR_SMALL_FILES",
         ),
+        Setting("limit", "how much a save may write per second; 0: any amount", size, 0, "TORPOR_LIMIT"),
         Setting("prove", "compare a woken tree with its snapshot before it runs", _yes_or_no, False, "TORPOR_PROVE"),
         Setting("run.keep-last", "how many of its snapshots `torpor run --every` keeps", _count(1), 5),
         Setting("prune.keep-last", "how many of the newest snapshots `torpor prune` keeps", _count(0)),
@@ -139,9 +141,9 @@ def without_files() -> None:
 
 
 def _of_variable(setting: Setting, said: str) -> Any:
-    if setting.read is _size:
+    if setting.read is size:
         try:
-            return _size(said)
+            return size(said)
         except ValueError as error:
             raise SettingError(f"${setting.variable} is {said!r}: {error}") from None
     return said if setting.read is _directory else True  # any directory name, and any value but an empty one means yes

@@ -203,6 +203,7 @@ def test_checkpoint_prints_the_id_alone(run: Torpor, monkeypatch: pytest.MonkeyP
         "outside": "refuse",
         "tcp": "reset",
         "bundle_files": False,
+        "limit": None,
         "stats": torpor.Stats(),
     }
     code, out, err = run("checkpoint", PID, "--json")
@@ -213,6 +214,21 @@ def test_checkpoint_prints_the_id_alone(run: Torpor, monkeypatch: pytest.MonkeyP
         "20260101-000000000-abcdef",
         ["a connection is lost"],
     )
+
+
+def test_the_rate_of_a_save(run: Torpor, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[int | None] = []
+
+    def checkpoint(pid: int, *, limit: int | None, **_: Any) -> SnapshotInfo:
+        limits.append(limit)
+        return SnapshotInfo("20260101-000000000-abcdef", "/store")
+
+    monkeypatch.setattr(torpor, "checkpoint", checkpoint, raising=False)
+    for said in ("200M", "0"):
+        assert run("checkpoint", PID, "--limit", said)[0] == 0
+    assert limits == [200 << 20, 0]
+    code, _, err = run("checkpoint", PID, "--limit", "fast")
+    assert (code, "it must be a size such as 4M" in err) == (2, True)
 
 
 def test_a_terminal_is_told_what_was_saved(run: Torpor, monkeypatch: pytest.MonkeyPatch) -> None:
