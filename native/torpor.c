@@ -14,7 +14,7 @@ long tp_syscall(long nr, long a, long b, long c, long d, long e, long f)
 	return result == -1 ? -errno : result;
 }
 
-/* Python finds zero pages at 1.1 GB/s by comparing slices; this runs at the speed of memory. */
+/* Python finds zero pages at 1.1 GB/s by comparing slices; this runs at memory bandwidth. */
 void tp_zero_pages(const void *pages, size_t count, size_t page_size, uint8_t *out)
 {
 	const unsigned char *page = pages;

@@ -11,20 +11,20 @@
 
 /* cffi: begin */
 
-/* One raw system call; the result, or the negated errno (errno itself is not touched). */
+/* Make one raw system call. Returns its result, or the negated errno; errno itself is not changed. */
 long tp_syscall(long nr, long a, long b, long c, long d, long e, long f);
 
-/* What the kernel asks about when a path is walked: credentials(7). */
+/* The credentials that the kernel checks when it resolves a path: credentials(7). */
 struct tp_rights {
-	uint32_t uid, gid; /* of the file system */
+	uint32_t uid, gid; /* fsuid, fsgid */
 	const uint32_t *groups;
 	size_t count;
-	uint64_t effective; /* capabilities; of those that it may have. Its own are not asked for */
+	uint64_t effective; /* capabilities, from those that the thread may have; not read for its own rights */
 };
 
 /*
- * One raw system call of the calling thread with these rights. Those that it has come back before this returns, and no
- * other thread's change. -EPERM also when the thread may not take them.
+ * Make one raw system call with these rights in the calling thread. Its own rights are restored before this returns, and
+ * other threads are not affected. -EPERM also if the thread may not take these rights.
  */
 long tp_syscall_as(const struct tp_rights *wanted, const struct tp_rights *own, long nr, long a, long b, long c, long d,
 		   long e, long f);
@@ -43,15 +43,15 @@ struct tp_descriptor {
 
 /*
  * Search open file descriptions, each given by one of its descriptors and sorted by kcmp(2), for the one that wanted
- * refers to. 1 if it is there, 0 if it is not: *place is where it is, or where to insert it. Or a negated errno.
+ * refers to. Returns 1 if found, else 0, or a negated errno. *place is its index, or where to insert it.
  */
 long tp_find_description(const struct tp_descriptor *wanted, const struct tp_descriptor *known, size_t count,
 			 size_t *place);
 
-/* Bytes of a standard-format xsave area that holds these components (a mask as in XCR0). */
+/* The size of a standard-format xsave area with these components (a mask as in XCR0), in bytes. */
 uint32_t tp_xsave_size(uint64_t features);
 
-/* What tp_spawn was doing; told by a report. */
+/* The stages of tp_spawn; a struct tp_report names one. */
 enum tp_stage {
 	TP_STAGE_STARTED,  /* value: the PID of init */
 	TP_STAGE_READY,	   /* init lives in its namespaces, and waits for a struct tp_go */
@@ -77,23 +77,23 @@ struct tp_report {
 };
 
 struct tp_go {
-	int32_t first_fd, end_fd; /* descriptors of this range are inherited */
+	int32_t first_fd, end_fd; /* init inherits the descriptors of this range */
 };
 
 struct tp_spawn {
 	uint64_t namespaces;  /* CLONE_NEW*, 0: none */
-	uint32_t uid, gid;    /* to be mapped to themselves in a new user namespace */
-	int32_t others_map;   /* ids, by writing to the helper's /proc; it then maps what they have not */
+	uint32_t uid, gid;    /* mapped to themselves in a new user namespace */
+	int32_t others_map;   /* others write id maps to the helper's /proc; the helper then writes missing ones */
 	int64_t monotonic_ns; /* offsets of the clocks in a new time namespace */
 	int64_t boottime_ns;
-	int32_t last_pid;     /* what PIDs in a new namespace are counted from */
-	uint64_t ignored;     /* signals (bit n - 1 is n) that are ignored; all others have their default action */
+	int32_t last_pid;     /* PIDs in a new namespace follow this one */
+	uint64_t ignored;     /* signals (bit n - 1 is n) to ignore; all others get their default action */
 	uint64_t blocked;     /* the signal mask */
-	uint64_t descriptors; /* the soft limit of them */
+	uint64_t descriptors; /* the soft RLIMIT_NOFILE */
 	int32_t new_session;
-	int32_t keep_capabilities; /* over execve: those of the new user namespace, or the own ones */
-	int32_t gate;		   /* who waits, waits until a struct tp_go can be read here */
-	int32_t caller;		   /* a pidfd of the caller: init ends when it does */
+	int32_t keep_capabilities; /* through execve: those in the new user namespace, or else the caller's */
+	int32_t gate;		   /* a waiting process reads a struct tp_go here */
+	int32_t caller;		   /* a pidfd of the caller: init ends with the caller */
 	int32_t report;		   /* struct tp_report is written here; closed by a successful execve */
 	const char *path;
 	char *const *argv;
@@ -101,25 +101,25 @@ struct tp_spawn {
 };
 
 /*
- * Start init as a child of the caller, by way of a helper. The helper's PID, for the caller to reap, or a negated errno;
- * init's PID comes as a report. Until it is told to go on, init shares the caller's table of descriptors: what the
- * caller opens meanwhile, it has.
+ * Start init as a child of the caller, through a helper process. Returns the helper's PID, which the caller must reap, or
+ * a negated errno. A report has init's PID. Until init reads a struct tp_go, it shares the caller's descriptor table: it
+ * has all descriptors that the caller opens meanwhile.
  */
 long tp_spawn(const struct tp_spawn *s);
 
-/* A way to a PID, past those that the kernel gives before. */
+/* A walk to a PID: using up the PIDs that the kernel assigns before it. */
 struct tp_walk {
 	int64_t target;	    /* the PID */
-	int64_t near;	    /* how many may be left before it */
-	int64_t first, end; /* PIDs are given from first to end - 1, again and again */
-	int64_t most_ns;    /* that it may take */
+	int64_t near;	    /* how many PIDs may be left before it */
+	int64_t first, end; /* the kernel assigns PIDs from first to end - 1, again and again */
+	int64_t most_ns;    /* the time limit */
 	int32_t loadavg;    /* a descriptor of /proc/loadavg */
-	int32_t walkers;    /* processes that walk side by side */
+	int32_t walkers;    /* the number of processes that use up PIDs in parallel */
 };
 
 /*
- * Let PIDs go by until no more than w->near are left before the target, or the time is over, in processes of its own
- * that have ended when it returns. How many are left, or a negated errno: -EAGAIN where the user may have no more
+ * Use up PIDs until at most w->near are left before the target, or until the time limit, in child processes that have
+ * ended when this returns. Returns how many PIDs are left, or a negated errno: -EAGAIN if the user may not have more
  * processes.
  */
 long tp_walk(const struct tp_walk *w);

@@ -437,7 +437,7 @@ class Resume(SchedulerPlugin):
             self.scheduler.transitions({task.key: "erred"}, stimulus)
 
     def restart(self, scheduler: Scheduler) -> None:
-        """Handle Client.restart: Dask has forgotten all tasks, and results of earlier clusters are loaded no more."""
+        """Handle Client.restart: Dask has forgotten all tasks. Do not load results of earlier clusters any more."""
         self._earlier.clear()
 
 

@@ -59,9 +59,9 @@ class Settings:
             raise ValueError(f"torpor.keep is {value['keep']!r}; it can be auto or all")
         warning = value["warning"]
         if warning is not None and warning not in signal.Signals.__members__:
-            raise ValueError(f"torpor.warning is {warning!r}, which is no signal; give SIGUSR1, say")
+            raise ValueError(f"torpor.warning is {warning!r}, which is not a signal; give SIGUSR1, for example")
         if warning in ("SIGKILL", "SIGSTOP"):
-            raise ValueError(f"torpor.warning is {warning}, which no process can hear; give SIGUSR1, say")
+            raise ValueError(f"torpor.warning is {warning}, which no process can catch; give SIGUSR1, for example")
         return cls(
             store=Store(value["store"]).path,
             keep_all=value["keep"] == "all",

@@ -178,7 +178,7 @@ def embedded_script(path: str) -> tuple[str, bytes]:
 
 
 def directives(script: bytes) -> list[bytes]:
-    """The #SBATCH lines of a script. sbatch reads them up to the first line that is no comment."""
+    """The #SBATCH lines of a script. sbatch reads them up to the first line that is not a comment."""
     found = []
     for line in script.splitlines(keepends=True):
         if line.startswith(b"#SBATCH"):

@@ -32,7 +32,7 @@ _PATIENCE = 10.0
 """Seconds."""
 _P_PID, _WNOHANG_EXITED = 1, 5
 _NOWHERE = -4096
-"""A value that is no valid descriptor, process, address or flag."""
+"""A value that is not a valid descriptor, process, address or flag."""
 _NEVER_FAIL = frozenset({
     NR.getpid, NR.gettid, NR.sigaltstack, NR.get_robust_list, NR.getpriority, NR.sched_getscheduler,
     NR.sched_getaffinity, NR.sched_getparam, NR.ioprio_get, NR.personality, NR.rt_sigaction, NR.getitimer, NR.brk,

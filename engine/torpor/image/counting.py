@@ -24,7 +24,7 @@ def count(data: bytes, kind: type[Message], most: int) -> int:
         most: the result is larger than this if there are more.
 
     Raises:
-        DecodeError: the data is no encoded message.
+        DecodeError: the data is not an encoded message.
     """
     total = 0
     waiting = [(0, len(data), kind.DESCRIPTOR)]

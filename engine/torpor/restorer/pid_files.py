@@ -30,7 +30,7 @@ ENTRIES: Final = 2000
 LOOKED_AT: Final = 200
 """The most files to look at in all."""
 SIZE: Final = 512
-"""Bytes: a larger file is no lock or PID file."""
+"""Bytes: a larger file is not a lock or PID file."""
 SHOWN: Final = 4
 
 _NUMBER = re.compile(rb"(?<![0-9A-Za-z_])[1-9][0-9]*(?![0-9A-Za-z_])")

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 
 def check(argument: str, value: object, words: Any) -> None:
-    """Raise ValueError if the value of an argument is none of these words (a `typing.Literal`).
+    """Raise ValueError if the value of an argument is not one of these words (a `typing.Literal`).
 
     Python does not enforce annotations. A misspelt word would match no comparison and silently choose the default case:
     a tree that should be killed would run on.

@@ -1,1 +1,1 @@
-"""What asks a server: magics in a kernel, the command `jupyter torpor`; and a helper where there is no server."""
+"""Clients of a server: magics in a kernel, the command `jupyter torpor`; and a helper for use without a server."""

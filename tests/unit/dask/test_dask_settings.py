@@ -36,7 +36,7 @@ def test_settings_from_arguments_and_configuration(tmp_path: Path, monkeypatch: 
         Resume(min_size=3)
     with pytest.raises(ValueError, match="auto or all"):
         Resume(keep="some")
-    with pytest.raises(ValueError, match="no signal"):
+    with pytest.raises(ValueError, match="not a signal"):
         Resume(warning="SIGSOON")
 
 

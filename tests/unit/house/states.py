@@ -49,7 +49,7 @@ SYSTEM_CALLS = Requests(
         " setdomainname",
         "Core dump filter": "setrlimit prlimit64",
         "Registrations for memory barriers": "membarrier",
-        "Leave to use AMX": "arch_prctl",
+        "Permission to use AMX": "arch_prctl",
         "User and group ids": "setuid setgid setreuid setregid setgroups setresuid setresgid setfsuid setfsgid",
         "Capabilities, securebits": "capset",
         "Processes that share": "vfork",
@@ -92,7 +92,7 @@ SYSTEM_CALLS = Requests(
         " io_pgetevents",
         _FILES: "open creat openat openat2 lseek read write readv writev getdents getdents64 fcntl ioctl dup dup2 dup3"
         " close close_range open_by_handle_at sendfile splice",
-        "Hints of how a file is read": "fadvise64 readahead",
+        "Hints on how a file is read": "fadvise64 readahead",
         _NAMELESS: "setxattr lsetxattr fsetxattr setxattrat removexattr lremovexattr fremovexattr removexattrat"
         " file_setattr",
         "Locks:": "flock",
@@ -104,7 +104,7 @@ SYSTEM_CALLS = Requests(
         "inotify": "inotify_init inotify_init1 inotify_add_watch inotify_rm_watch",
         "epoll": "epoll_create epoll_create1 epoll_ctl",
         "Unix sockets:": "socketpair",
-        "Descriptors under way": "sendmsg recvmsg sendmmsg recvmmsg pidfd_getfd",
+        "Descriptors in flight": "sendmsg recvmsg sendmmsg recvmmsg pidfd_getfd",
         "TCP listeners": "socket bind connect listen accept accept4 shutdown sendto recvfrom",
         _OPTIONS: "setsockopt",
         "io_uring": "io_uring_setup io_uring_enter io_uring_register",
@@ -146,7 +146,7 @@ REQUESTS_OF_PROCESSORS = Requests(
     {
         "TLS, robust list": "ARCH_SET_FS ARCH_SET_GS",
         "Time stamp counter or CPUID": "ARCH_SET_CPUID",
-        "Leave to use AMX": "ARCH_REQ_XCOMP_PERM",
+        "Permission to use AMX": "ARCH_REQ_XCOMP_PERM",
         "vDSO, also moved": "ARCH_MAP_VDSO_64",
         "32-bit program": "ARCH_MAP_VDSO_32 ARCH_MAP_VDSO_X32",
         "Linear address masking": "ARCH_ENABLE_TAGGED_ADDR ARCH_FORCE_TAGGED_SVA",

@@ -92,7 +92,7 @@ class Fifo(Pipe):
                 fd = openers.description(index).lookup(description.fifo.path, known=_known(description))
                 try:
                     if not stat.S_ISFIFO(os.fstat(fd).st_mode):
-                        yield Reason(words(description), "it is no named pipe any more")
+                        yield Reason(words(description), "it is not a named pipe any more")
                         continue
                     how = os.R_OK | os.W_OK
                     openers.description(index).call(NR.faccessat2, fd, b"\0", how, AT_EMPTY_PATH | AT_EACCESS)
@@ -178,7 +178,7 @@ def _open(description: Description, opener: Opener) -> int:
     fd = opener.lookup(description.fifo.path, known=known)
     if not stat.S_ISFIFO(os.fstat(fd).st_mode):
         os.close(fd)
-        raise RestoreFailed(f"{words(description)} is no named pipe any more")
+        raise RestoreFailed(f"{words(description)} is not a named pipe any more")
     both = opener.reopened(fd, os.O_RDWR | os.O_NONBLOCK, known)
     if common.queued(both):
         os.close(both)

@@ -242,7 +242,7 @@ def _grab_slave(held: OpenFile[TerminalState], copy: int, state: TerminalState) 
     if asked_number(copy, termios.TIOCGETD):
         state.unsupported.append(Unsupported("it has a line discipline of its own (TIOCSETD)", CLOSE))
     events = _events(copy)  # poll() waits for bytes in flight from the master
-    # Fewer bytes than VMIN are no poll event, but are there nevertheless.
+    # If there are fewer bytes than VMIN, poll() does not report them.
     if (count := asked_number(copy, termios.FIONREAD) or 0) or events & select.POLLIN:
         state.unsupported.append(_waiting("typed", count))
     image.stopped = not events & select.POLLOUT

@@ -43,7 +43,7 @@ class TerminalState:
     """A descriptor of a terminal as it was."""
 
     device: int = 0
-    """The number of the terminal itself, even if it was opened as /dev/tty; 0 if it is no terminal, or has hung up."""
+    """The number of the terminal, even if it was opened as /dev/tty; 0 if it is not a terminal, or has hung up."""
     image: Pty = field(default_factory=Pty)
     """What is kept of a pseudo terminal: see `torpor.objects.fds.ptys`."""
     node: tuple[int, int] = (0, 0)
@@ -55,7 +55,7 @@ class TerminalState:
 
 
 class Terminal(Kind[TerminalState]):
-    """A terminal that is no pseudo terminal; and the restore of everything that leads outside."""
+    """A terminal other than a pseudo terminal; and the restore of everything that leads outside."""
 
     field = "outside"
 

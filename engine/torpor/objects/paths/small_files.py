@@ -41,7 +41,7 @@ _AT_ONCE = 4
 
 
 def limit() -> int:
-    """The size of the largest file that is kept, in bytes, as it is set. Raises SettingError if that is no size."""
+    """The size of the largest file to keep, in bytes, from the settings. Raises SettingError if it is not a size."""
     return int(settings.get("small-files").value)
 
 

@@ -76,7 +76,7 @@ def _mounts(pid: int) -> dict[bytes, tuple[str, str]]:
 
 
 def _mount_point_of(path: bytes, mounts: dict[bytes, tuple[str, str]]) -> bytes:
-    """The mount point that a path is on; empty if it is none of these."""
+    """The mount point that a path is on; empty if it is not on one of these."""
     while path not in mounts:
         if path in (b"", b"/"):
             return b""

@@ -78,7 +78,7 @@ def job_of(pid: int) -> int:
 
 
 def _init_of_command(pid: int) -> int:
-    """The torpor-init of the job for which a `torpor run` or `torpor restore` stands; 0 if `pid` is no such command."""
+    """The torpor-init of the job of a `torpor run` or `torpor restore`; 0 if `pid` is not such a command."""
     with suppress(FileNotFoundError, ProcessLookupError):
         words = procfs.read(f"/proc/{pid}/cmdline").split(b"\0")
         if b"torpor" in map(os.path.basename, words[:2]) and {b"run", b"restore"} & set(words):

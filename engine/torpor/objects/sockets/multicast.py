@@ -1,8 +1,8 @@
 """Memberships in multicast groups (ip(7), ipv6(7)), which belong to a socket.
 
 The kernel lists a host's groups (/proc/net/igmp, igmp6), but not their sockets. But MCAST_MSFILTER (RFC 3678) returns a
-socket's sources in a group, or an error if it is no member: so each socket is asked for each group. Kept: the device,
-by its name, the group, and the sources that are allowed or blocked.
+socket's sources in a group, or an error if it is not a member: so each socket is asked for each group. Kept: the
+device, by its name, the group, and the sources that are allowed or blocked.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _ask(fd: int, group: Group, room: int = USUAL_SOURCES) -> Membership | None:
         syscall(NR.getsockopt, fd, _LEVELS[group.family], MCAST_MSFILTER, value, length)
     except OSError as error:
         if error.errno in (errno.EADDRNOTAVAIL, errno.ENODEV, errno.EINVAL, errno.ENOPROTOOPT):
-            return None  # it is no member, or the device is gone
+            return None  # it is not a member, or the device is gone
         raise
     mode, count = struct.unpack_from("=II", value, 8 + STORAGE)
     if count > room:

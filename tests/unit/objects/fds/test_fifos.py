@@ -94,4 +94,4 @@ def test_a_file_in_its_place_is_no_named_pipe(tmp_path: Path) -> None:
     found = {reason.why for reason in descriptors.validate(image, (0, 1, 2))}
     assert found == {"it cannot be opened: No such file or directory"}
     (tmp_path / "fifo").touch()
-    assert {reason.why for reason in descriptors.validate(image, (0, 1, 2))} == {"it is no named pipe any more"}
+    assert {reason.why for reason in descriptors.validate(image, (0, 1, 2))} == {"it is not a named pipe any more"}

@@ -113,7 +113,7 @@ wait()
         (tmp / "fifo").unlink()
         assert "make it again" in str(descriptors.validate(image))
         (tmp / "fifo").write_text("")
-        assert "is no named pipe any more" in str(descriptors.validate(image))
+        assert "is not a named pipe any more" in str(descriptors.validate(image))
 
     acting(body)
 
