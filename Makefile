@@ -41,7 +41,7 @@ $(VENV)/.stamp: pyproject.toml $(wildcard native/*)
 	@PYTHON='$(PYTHON)' .ci/needs
 	@echo "installing torpor and its tools into $(VENV) ..."
 	@umask 022; test -x $(BIN)/python || '$(PYTHON)' -m venv $(VENV)
-	@umask 022; $(BIN)/python -m pip install -qq --editable '.[test,check]'
+	@umask 022; .ci/told $(BIN)/python -m pip install --progress-bar off --disable-pip-version-check --editable '.[test,check]'
 	@# Data files of an editable install are copies: these follow what is edited.
 	@rm -rf $(VENV)/share/jupyter/labextensions/torpor
 	@ln -sfn ../../../../jupyter_ext/config/torpor.json $(VENV)/etc/jupyter/jupyter_server_config.d/torpor.json

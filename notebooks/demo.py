@@ -209,6 +209,9 @@ def main() -> int:
         except Failed as failure:
             say(f"\n    NOT true: {failure}")
             return 1
+        except Exception as error:  # of a program that is missing, say: a person gets no traceback
+            say(f"\n    The story ends here: {type(error).__name__}: {error}")
+            return 1
         finally:
             shutil.rmtree(folder)
 

@@ -18,6 +18,7 @@ import pytest
 
 from tests.jupyter import Answer, Notebook, Server, running, wait_until
 from tests.users import User
+from torpor_jupyter.kernels.recorder import is_recorded
 
 AUTHORIZER = """
 from jupyter_server.auth.authorizer import Authorizer
@@ -95,9 +96,9 @@ print("got", input("name? "))
 """
 
 
-@pytest.mark.parametrize("how", ["reload", "restart"])
+@pytest.mark.parametrize("how", ["reload", "restart", pytest.param("kill", marks=pytest.mark.soak)])
 def test_a_page_that_comes_hears_and_is_asked_what_the_last_one_was(ordinary_account: User, how: str) -> None:
-    """A cell prints and asks for a line while its page has gone, on the same server or over a restart of it."""
+    """A cell prints and asks for a line while its page has gone: on the same server, or over a restart or its death."""
     with running(Server(ordinary_account)) as server:
         _, kernel = server.new_session("work.ipynb")
         with Notebook(server, kernel) as page:
@@ -106,6 +107,18 @@ def test_a_page_that_comes_hears_and_is_asked_what_the_last_one_was(ordinary_acc
             page.until(lambda: page.output(cell) == "before\n", "it runs")
         if how == "restart":
             server.stop()
+            server.start()
+        elif how == "kill":
+            wait_until(
+                lambda: "before" in "".join(note.read_text() for note in records(server, "notes")), "it is noted"
+            )
+            server.kill()
+            wait_until(lambda: is_recorded(server.store / "jupyter", kernel), "it is recorded")
+            (server.root / "go").touch()
+            (note,) = records(server, "notes")
+            wait_until(
+                lambda: "name? " in json.loads(note.read_text())["cells"].split(ASKS)[-1], "its question is noted"
+            )
             server.start()
         with Notebook(server, kernel) as reloaded:
             if how == "restart":
@@ -119,7 +132,7 @@ def test_a_page_that_comes_hears_and_is_asked_what_the_last_one_was(ordinary_acc
 
             (question,) = wait_until(lambda: said("input_request"), "it asks")
             assert question["prompt"] == "name? "
-            assert "".join(part["text"] for part in said("stream")) == "before\n"
+            assert "".join(part["text"] for part in said("stream") if part["name"] == "stdout") == "before\n"
             reloaded.send("input_reply", {"value": "me"}, "stdin")
             reloaded.until(lambda: reloaded.output(cell) == "got me\n", "it goes on")
             reloaded.until(lambda: reloaded.about(cell, "status"), "it is done")

@@ -57,6 +57,8 @@ def test_what_has_changed_between_two_checkpoints(server: Server) -> None:
         diff = server.get(f"{path}/{second}/diff")
         assert (diff["with"], diff["why"]) == (first, None)
         variables = diff["variables"]
+        at = server.get(f"{path}/{second}/variables")
+        assert at["why"] is None and {one["name"] for one in at["variables"]} >= {v["name"] for v in variables["added"]}
         assert variables["added"] == [{"name": "new", "type": "bytes", "summary": "b'new'"}]
         assert variables["removed"] == [{"name": "gone", "type": "NoneType", "summary": "None"}]
         assert names(variables["changed"]) == ["mean", "number", "words", "touched", "frame"]

@@ -1,17 +1,20 @@
 import { Dialog, InputDialog, Notification, showDialog } from '@jupyterlab/apputils';
 import { Cell, CodeCell, ICellModel } from '@jupyterlab/cells';
-import { NotebookActions, NotebookPanel } from '@jupyterlab/notebook';
+import { Notebook, NotebookActions, NotebookPanel } from '@jupyterlab/notebook';
 import { Compare } from './compare';
 import { GoBack, LongText, Several } from './dialogs';
 import { ICheckpoint, IDiff, IRestored, Refusal } from './api';
 import { TorporModel } from './model';
 import { INews, Notices } from './notices';
+import { holds, IRun } from './tree';
 import { Words } from './words';
 
 /** The notebooks that are open, and how another one is opened. */
 export interface INotebooks {
   /** The open notebook of a kernel. */
   of(kernel: string): NotebookPanel | undefined;
+  /** The kernel of a notebook. */
+  kernel(notebook: Notebook): string | undefined;
   open(path: string): Promise<void>;
   /** Give a kernel to the notebook in front. */
   adopt(kernel: string): Promise<void>;
@@ -38,7 +41,7 @@ export class Actions {
     private readonly notebooks: INotebooks
   ) {
     this.notices = new Notices(model, words);
-    NotebookActions.executed.connect((_, { cell }) => this.turns.set(cell.model, (this.turn += 1)));
+    NotebookActions.executed.connect((_, { notebook, cell }) => this.note(cell, notebooks.kernel(notebook)));
     NotebookActions.executionScheduled.connect((_, { cell }) => unmark(cell));
   }
 
@@ -102,13 +105,11 @@ export class Actions {
     const kernel = checkpoint.kernel_id;
     const notebook = answer.value?.notebook ?? false;
     const news = (back: IRestored): INews => ({
-      message: back.notebook_kept
-        ? trans.__(
-            'The kernel is back at %1. The notebook as it was before is saved as %2.',
-            title,
-            back.notebook_kept
-          )
-        : trans.__('The kernel is back at %1.', title),
+      message: back.notebook_failed
+        ? trans.__('The kernel is back at %1. Its notebook is as it was: %2.', title, back.notebook_failed)
+        : back.notebook_kept
+          ? trans.__('The kernel is back at %1. The notebook as it was before is saved as %2.', title, back.notebook_kept)
+          : trans.__('The kernel is back at %1.', title),
       actions: back.undo ? [{ label: trans.__('Undo'), callback: () => void this.undo(kernel) }] : []
     });
     const wayOn = (refusal: Refusal): Notification.IAction[] =>
@@ -190,6 +191,39 @@ export class Actions {
     });
   }
 
+  /** Write a checkpoint to a file, to carry the kernel to another machine. */
+  async export(checkpoint: ICheckpoint): Promise<void> {
+    const { trans } = this.words;
+    const { kernel_id, id } = checkpoint;
+    await this.notices.follow(
+      kernel_id,
+      this.model.api.export(kernel_id, id),
+      trans.__('Could not export the checkpoint'),
+      ({ path }) => ({ message: trans.__('The checkpoint is in %1. It holds all that the kernel has in memory.', path) })
+    );
+  }
+
+  /** Take a checkpoint from such a file, and open its notebook. */
+  async import(): Promise<void> {
+    const { trans } = this.words;
+    const answer = await InputDialog.getText({
+      title: trans.__('Import a kernel checkpoint'),
+      label: trans.__('File, as the file browser has it. It is a program that will run as you.'),
+      placeholder: trans.__('folder/work-kernel1.torpor')
+    });
+    if (answer.button.accept && answer.value) {
+      const found = await this.notices.follow(
+        '',
+        this.model.api.import(answer.value),
+        trans.__('Could not import the checkpoint'),
+        () => ({ message: trans.__('The checkpoint is imported. Fork it to wake its kernel.') })
+      );
+      if (found) {
+        await this.notebooks.open(found.path);
+      }
+    }
+  }
+
   async rename(checkpoint: ICheckpoint): Promise<void> {
     const { trans } = this.words;
     const answer = await InputDialog.getText({
@@ -206,7 +240,7 @@ export class Actions {
   }
 
   /** Ask for a checkpoint's note. */
-  async note(checkpoint: ICheckpoint): Promise<void> {
+  async writeNote(checkpoint: ICheckpoint): Promise<void> {
     const { trans } = this.words;
     const answer = await showDialog({
       title: trans.__('Note on %1', this.words.called(checkpoint)),
@@ -302,7 +336,7 @@ export class Actions {
     return new GoBack(
       {
         checkpoint,
-        cells: this.cells(checkpoint.kernel_id, checkpoint.execution_count),
+        cells: this.cells(checkpoint),
         count,
         busy: kernel?.execution_state === 'busy' && kernel.state === 'living',
         since,
@@ -326,35 +360,60 @@ export class Actions {
     return 0;
   }
 
-  /** The first lines of the notebook's cells that the kernel has run since its count was this, in their order. */
-  private cells(kernel: string, count: number): string[] {
-    // Cells of another branch may have the same number: what this tab saw run last is right.
-    const found = new Map<number, { line: string; turn: number }>();
-    for (const cell of this.since(kernel, count)) {
+  /** The first lines of the notebook's cells that going back to a checkpoint undoes, in their order. */
+  private cells(checkpoint: ICheckpoint): string[] {
+    return this.lost(checkpoint.kernel_id, checkpoint, checkpoint.execution_count)
+      .filter(cell => cell.node.dataset.torporUndone === undefined)
+      .sort((one, other) => Number(one.model.executionCount) - Number(other.model.executionCount))
+      .map(({ model }) => `[${model.executionCount}] ${model.sharedModel.getSource().trim().split('\n')[0]}`);
+  }
+
+  /**
+   * The cells of a kernel's notebook whose work it does not have at a checkpoint. Of those that this page has not seen
+   * run it is told by their numbers, of which `count` is the checkpoint's last.
+   */
+  private lost(kernel: string, checkpoint: ICheckpoint | undefined, count: number): CodeCell[] {
+    return this.codeCells(kernel).filter(cell => {
+      const run = this.runs.get(cell.model);
+      const held = run && checkpoint && holds(checkpoint, run, id => this.model.checkpoint(id ?? undefined));
       const number = Number(cell.model.executionCount);
-      const turn = this.turns.get(cell.model) ?? 0;
-      if (turn >= (found.get(number)?.turn ?? 0)) {
-        const line = `[${number}] ${cell.model.sharedModel.getSource().trim().split('\n')[0]}`;
-        found.set(number, { line, turn });
-      }
-    }
-    return [...found.keys()].sort((one, other) => one - other).map(number => found.get(number)!.line);
+      return number > 0 && !(held ?? number <= count);
+    });
   }
 
-  /** The notebook's cells that show a higher number than this. */
-  private since(kernel: string, count: number): CodeCell[] {
+  private codeCells(kernel: string): CodeCell[] {
     const cells = this.notebooks.of(kernel)?.content.widgets ?? [];
-    return cells.filter((cell): cell is CodeCell => cell instanceof CodeCell && Number(cell.model.executionCount) > count);
+    return cells.filter((cell): cell is CodeCell => cell instanceof CodeCell);
   }
 
-  /** Mark the cells that a kernel at this count has not run, as it is now; a notebook that went back, too, has none. */
-  private markUndone(kernel: string, count: number, notebook: boolean): void {
+  /** Note that a cell has run. */
+  private note(cell: Cell, kernel: string | undefined): void {
+    const found = this.model.kernel(kernel);
+    if (found) {
+      const run = { kernel: found.id, head: found.head, after: this.latest(found.id), until: Infinity };
+      this.runs.set(cell.model, run);
+    } else {
+      this.runs.delete(cell.model);
+    }
+  }
+
+  /** When the last of a kernel's checkpoints was made. */
+  private latest(kernel: string): number {
+    return Math.max(0, ...this.model.checkpoints.filter(one => one.kernel_id === kernel).map(one => one.created_ns));
+  }
+
+  /** Mark the cells that a kernel has not run as it is now; a notebook that went back, too, has none. */
+  private markUndone(kernel: string, checkpoint: string, count: number, notebook: boolean): void {
     const when = this.words.trans.__('undone %1', this.words.short(Date.now() * 1e6));
-    const undone = new Set(notebook ? [] : this.since(kernel, count));
-    for (const cell of this.since(kernel, -1)) {
+    const undone = new Set(notebook ? [] : this.lost(kernel, this.model.checkpoint(checkpoint), count));
+    for (const cell of this.codeCells(kernel)) {
+      const run = this.runs.get(cell.model);
+      if (run) {
+        run.until = Math.min(run.until, this.latest(kernel));
+      }
       if (undone.has(cell)) {
         cell.addClass('jp-mod-torporUndone');
-        cell.node.dataset.torporUndone = when;
+        cell.node.dataset.torporUndone ??= when;
       } else {
         unmark(cell);
       }
@@ -376,7 +435,7 @@ export class Actions {
     // What is typed into the notebook before it is read again is lost: only then is it said that the kernel is back.
     const restored = async (): Promise<IRestored> => {
       const told = await this.model.api.restore(kernel, checkpoint, how);
-      if (how.notebook) {
+      if (how.notebook && !told.notebook_failed) {
         // JupyterLab tells why it cannot be read; the kernel is back all the same.
         await this.notebooks.of(kernel)?.context.revert().catch(() => undefined);
       }
@@ -392,7 +451,7 @@ export class Actions {
     if (!back) {
       return;
     }
-    this.markUndone(kernel, back.execution_count, how.notebook);
+    this.markUndone(kernel, checkpoint, back.execution_count, how.notebook && !back.notebook_failed);
     if (back.undo) {
       this.ways.set(kernel, { from: checkpoint, to: back.undo, notebook: how.notebook });
     }
@@ -415,9 +474,8 @@ export class Actions {
   }
 
   private readonly notices: Notices;
-  /** In which turn a cell ran last. */
-  private readonly turns = new WeakMap<ICellModel, number>();
-  private turn = 0;
+  /** When cells ran last. */
+  private readonly runs = new WeakMap<ICellModel, IRun>();
   private readonly ways = new Map<string, IWayBack>();
 }
 

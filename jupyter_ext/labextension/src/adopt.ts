@@ -11,6 +11,9 @@ type Future = KernelShellFutureHandler<KernelMessage.IExecuteRequestMsg, KernelM
 /** How many messages of unknown requests are remembered until it is known whose they are. */
 const RECENT = 1000;
 
+/** The session of messages that Torpor adds to those of the kernel. */
+const TORPOR = 'torpor';
+
 /**
  * Gives a notebook what its kernel said and asked while no page was there: of cells that still run, or have run since,
  * and that another page, which has gone, had sent.
@@ -60,7 +63,10 @@ export class Adopter {
       }
       const id = one.request.msg_id as string;
       const adopted = this.futures.get(id) ?? this.begin(kernel, cell, one);
-      for (const message of [...one.messages, ...this.recent.filter(({ parent_header }) => parentOf(parent_header) === id)]) {
+      const recent = this.recent.filter(({ parent_header }) => parentOf(parent_header) === id);
+      // The end of a cell that Torpor tells comes after all that this page has heard.
+      const [told, last] = [false, true].map(own => one.messages.filter(({ header }) => (header.session === TORPOR) === own));
+      for (const message of [...told, ...recent, ...last]) {
         await adopted.hear(message as Message);
       }
     }

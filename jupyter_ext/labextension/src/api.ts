@@ -64,6 +64,8 @@ export interface IRestored extends IKernel {
   undo: string | null;
   /** The file that keeps the notebook as it was before, if that checkpoint does not. */
   notebook_kept?: string | null;
+  /** Why the notebook could not be brought back with its kernel. */
+  notebook_failed?: string;
 }
 
 /** A second kernel that continues from a checkpoint of the first, with its own notebook. */
@@ -121,7 +123,7 @@ export interface ISaid {
   /** Its id in the notebook. */
   cell: string;
   code: string;
-  messages: { header: object; parent_header: object; channel: string }[];
+  messages: { header: { session?: string }; parent_header: object; channel: string }[];
 }
 
 /** The server refused a request. */
@@ -205,6 +207,21 @@ export class TorporAPI {
   /** How a checkpoint differs from an earlier one. */
   diff(kernel: string, earlier: string, later: string): Promise<IDiff> {
     return this.request('GET', `kernels/${kernel}/checkpoints/${later}/diff?with=${earlier}`);
+  }
+
+  /** The variables that a kernel had at a checkpoint, or why they are not known. */
+  variables(kernel: string, checkpoint: string): Promise<{ variables: IVariable[] | null; why: string | null }> {
+    return this.request('GET', `kernels/${kernel}/checkpoints/${checkpoint}/variables`);
+  }
+
+  /** Write a checkpoint to a file beside its notebook. */
+  export(kernel: string, checkpoint: string): Promise<{ path: string }> {
+    return this.request('POST', `kernels/${kernel}/checkpoints/${checkpoint}/export`, {});
+  }
+
+  /** Take a file of `export` into the store; gives the notebook that is written beside it. */
+  import(path: string): Promise<{ path: string }> {
+    return this.request('POST', 'import', { path });
   }
 
   change(kernel: string, checkpoint: string, changes: { name?: string; note?: string; pinned?: boolean }): Promise<ICheckpoint> {

@@ -67,6 +67,7 @@ function activate(
   }
   const actions = new Actions(model, words, {
     of: kernel => notebooks.find(notebook => kernelOf(notebook) === kernel),
+    kernel: content => kernelOf(notebooks.find(notebook => notebook.content === content) ?? null),
     open: async path => void (await commands.execute('docmanager:open', { path })),
     adopt: async kernel => void (await notebooks.currentWidget?.sessionContext.changeKernel({ id: kernel })),
     saved: () => settings?.get('saveNotebook').composite !== false
@@ -78,9 +79,10 @@ function activate(
   addKernelCommands(commands, actions, current, trans);
   addCheckpointCommands(commands, actions, model, trans);
   commands.addCommand('torpor:show', { label: trans.__('Show Kernel Checkpoints'), execute: show });
+  commands.addCommand('torpor:import', { label: trans.__('Import Kernel Checkpoint…'), execute: () => actions.import() });
   if (palette) {
     const category = trans.__('Kernel Operations');
-    for (const command of [...KERNEL_COMMANDS, 'torpor:show']) {
+    for (const command of [...KERNEL_COMMANDS, 'torpor:show', 'torpor:import']) {
       palette.addItem({ command, category });
     }
   }
@@ -258,8 +260,9 @@ function addCheckpointCommands(
     checkpoint => actions.compare(checkpoint),
     checkpoint => !checkpoint.damage && model.beside(checkpoint).length > 1
   );
+  add('torpor:export', trans.__('Export'), checkpoint => actions.export(checkpoint), whole);
   add('torpor:rename', trans.__('Rename…'), checkpoint => actions.rename(checkpoint));
-  add('torpor:note', trans.__('Edit Note…'), checkpoint => actions.note(checkpoint));
+  add('torpor:note', trans.__('Edit Note…'), checkpoint => actions.writeNote(checkpoint));
   add(
     'torpor:pin',
     trans.__('Pin'),

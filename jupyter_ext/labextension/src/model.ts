@@ -20,7 +20,7 @@ export class TorporModel implements IDisposable {
       if (event.schema_id === EVENT) {
         if (event.what === 'interrupted') {
           this._interrupted.emit(event.kernel_id as string);
-        } else if (event.what === 'asks') {
+        } else if (event.what === 'asks' || event.what === 'ended') {
           this._asks.emit();
         }
         this._stale = true;
@@ -41,7 +41,7 @@ export class TorporModel implements IDisposable {
     return this._interrupted;
   }
 
-  /** Emitted when a kernel asks for a line, and the page that ran the cell has gone. */
+  /** Emitted when a kernel asks for a line, and the page that ran the cell has gone; or one ended without a server. */
   get asks(): ISignal<this, void> {
     return this._asks;
   }

@@ -12,6 +12,7 @@ import { ICheckpoint, IKernel, Refusal } from './api';
 import { compareIcon, forkIcon, pinIcon, torporIcon } from './icon';
 import { TorporModel } from './model';
 import { explain } from './notices';
+import { Strip } from './strip';
 import { IRow, rows } from './tree';
 import { part, Words } from './words';
 
@@ -147,7 +148,7 @@ function State({ kernel, model, words }: IProps & { kernel: IKernel }): JSX.Elem
     : kernel.state === 'parked'
       ? trans.__('Parked since %1', words.moment(kernel.parked_ns ?? 0))
       : head && cells
-        ? trans._n('%1 cell since the checkpoint', '%1 cells since the checkpoint', cells)
+        ? trans._n('%1 cell since %2', '%1 cells since %2', cells, words.short(head.created_ns))
         : trans.__('Running');
   return (
     <div className="jp-Torpor-state">
@@ -199,6 +200,9 @@ function Found(props: IProps & { kernel: IKernel }): JSX.Element {
   const found = word ? model.checkpoints.filter(holds) : model.checkpoints;
   return (
     <>
+      {model.checkpoints.length > 1 && (
+        <Strip model={model} words={words} checkpoints={model.checkpoints} head={kernel.head} />
+      )}
       {model.checkpoints.length >= MANY && (
         <div className="jp-Torpor-find">
           <input

@@ -75,3 +75,48 @@ export function rows(checkpoints: readonly ICheckpoint[]): IRow[] {
   });
   return found.reverse();
 }
+
+/** When a cell ran. Times are nanoseconds since the epoch, of checkpoints: a browser's clock may be another. */
+export interface IRun {
+  kernel: string;
+  /** The checkpoint that the kernel went on from. */
+  head: string | null;
+  /** When the last checkpoint was made before it ran. */
+  after: number;
+  /** When the last checkpoint was made before the kernel went back; of one that has not, infinity. */
+  until: number;
+}
+
+/** Whether a checkpoint has what a cell did; undefined if that is not known. */
+export function holds(
+  checkpoint: ICheckpoint,
+  run: IRun,
+  find: (id: string | null) => ICheckpoint | undefined
+): boolean | undefined {
+  if (run.kernel !== checkpoint.kernel_id || (run.head !== null && !find(run.head))) {
+    return undefined; // where it ran was deleted
+  }
+  for (let at: ICheckpoint | undefined = checkpoint; at; at = find(at.parent)) {
+    if (at.parent === run.head) {
+      return run.after < at.created_ns && at.created_ns <= run.until;
+    }
+  }
+  return false;
+}
+
+/** Where the point of a checkpoint is on a line from 0 to 1. */
+export function place(number: number, count: number): number {
+  return (number + 0.5) / count;
+}
+
+/** The checkpoint whose point is nearest to a place on the line. */
+export function nearest(at: number, count: number): number {
+  return Math.max(0, Math.min(count - 1, Math.floor(at * count)));
+}
+
+/** Which checkpoint a key leads to; undefined for other keys. */
+export function moved(key: string, at: number | undefined, count: number): number | undefined {
+  const now = at ?? count - 1;
+  const steps: Record<string, number> = { ArrowLeft: now - 1, ArrowRight: now + 1, Home: 0, End: count - 1 };
+  return key in steps ? Math.max(0, Math.min(count - 1, steps[key])) : undefined;
+}

@@ -13,7 +13,21 @@ from typing import Any
 from jupyter_core.utils import ensure_async
 from tornado.web import HTTPError
 
+from torpor.errors import TorporError
+
 SUFFIX = ".ipynb"
+
+
+class NotServed(TorporError):
+    """Jupyter's contents manager does not let this server read or write a notebook."""
+
+    exit_code = 10
+
+    @classmethod
+    def of(cls, path: str, error: HTTPError) -> NotServed:
+        """Say why."""
+        why = (error.log_message or error.reason or "") % (error.args or ())
+        return cls(f"{path} cannot be used: {why.strip() or f'HTTP {error.status_code}'}", advice="name another file")
 
 
 class Notebooks:
@@ -48,24 +62,32 @@ class Notebooks:
         return self._settings[path][1]
 
     async def write(self, path: str, text: str) -> None:
-        """Write a notebook. Its cells stay as trusted as they were. Raises HTTPError as the contents manager does."""
-        await ensure_async(
-            self.contents.save({"type": "notebook", "format": "json", "content": json.loads(text)}, path)
-        )
+        """Write a notebook. Its cells stay as trusted as they were. Raises NotServed."""
+        model = {"type": "notebook", "format": "json", "content": json.loads(text)}
+        try:
+            await ensure_async(self.contents.save(model, path))
+        except HTTPError as error:
+            raise NotServed.of(path, error) from error
 
     async def exists(self, path: str) -> bool:
-        """Whether a path exists. Raises HTTPError for a path that this server does not serve."""
-        return bool(await ensure_async(self.contents.exists(path)))
+        """Whether a path exists. Raises NotServed."""
+        try:
+            return bool(await ensure_async(self.contents.exists(path)))
+        except HTTPError as error:
+            raise NotServed.of(path, error) from error
 
     async def has_folder(self, path: str) -> bool:
-        """Whether the folder of a path exists. Raises HTTPError for a path that this server does not serve."""
-        return bool(await ensure_async(self.contents.dir_exists(os.path.dirname(path))))
+        """Whether the folder of a path exists. Raises NotServed."""
+        try:
+            return bool(await ensure_async(self.contents.dir_exists(os.path.dirname(path))))
+        except HTTPError as error:
+            raise NotServed.of(path, error) from error
 
-    async def beside(self, path: str, word: str) -> str:
+    async def beside(self, path: str, word: str, suffix: str = SUFFIX) -> str:
         """A path in the same folder that does not exist yet: ``work-fork1.ipynb``."""
         stem = path.removesuffix(SUFFIX)
         for number in itertools.count(1):
-            free = f"{stem}-{word}{number}{SUFFIX}"
+            free = f"{stem}-{word}{number}{suffix}"
             if not await self.exists(free):
                 return free
         raise AssertionError("there are always more numbers")

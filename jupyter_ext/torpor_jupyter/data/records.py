@@ -215,7 +215,7 @@ class Records:
         try:
             if len(text) > MAX_RECORD:
                 raise ValueError("it is too large")
-            return _parse(kind, id, json.loads(text))
+            return parse(kind, id, json.loads(text))
         except (ValueError, TypeError) as error:
             # It may hold the key of a kernel that is parked.
             advice = "use the version of Torpor that wrote it" if isinstance(error, _Newer) else "remove it"
@@ -314,7 +314,8 @@ class _Newer(ValueError):
     """A record has a field that this version does not know."""
 
 
-def _parse(kind: type[R], id: str, data: object) -> R:
+def parse(kind: type[R], id: str, data: object) -> R:
+    """A record of what its JSON says. Raises ValueError, TypeError."""
     if not isinstance(data, dict):
         raise ValueError("it is not a JSON object")
     known = {f.name for f in fields(kind)}

@@ -29,7 +29,7 @@ class Checkpoints:
         self._records, self._store = registry.records, registry.store
         self.notebooks = Attachments(self._records.folder / "notebooks", SUFFIX, "the notebook")
         self.variables = Attachments(self._records.folder / "variables", ".json", "the list of variables")
-        self.cells = Attachments(self._records.folder / "cells", ".json", "what running cells have said")
+        self.cells = registry.cells
         self._unwritten: dict[str, CheckpointRecord] = {}
         """Records of checkpoints that are in the store, for which the store had no room."""
 
@@ -127,10 +127,15 @@ class Checkpoints:
         before = self._records.read(CheckpointRecord, other)
         earlier, _ = await self.find(before.kernel_id, other)
         here, there = self.variables.kept(id), self.variables.kept(other)
-        why = "" if here and there else f"the variables of checkpoint {id if not here else other} were not listed:"
-        if why:
-            why += " lists are made of idle kernels of IPython only"
-        return {"with": other, "why": why or None} | await self._workers.read(self._compare, info, earlier, here, there)
+        why = None if here and there else _not_listed(other if here else id)
+        return {"with": other, "why": why} | await self._workers.read(self._compare, info, earlier, here, there)
+
+    async def variables_at(self, kernel_id: str, id: str) -> dict[str, Any]:
+        """The variables that a kernel had at a checkpoint, or None and ``why``. Raises NotFound, StoreError."""
+        await self.find(kernel_id, id)
+        text = await self._workers.read(self.variables.kept, id)
+        found = [variable.as_json() for variable in Listing(text).variables.values()] if text else None
+        return {"variables": found, "why": None if text else _not_listed(id)}
 
     def _compare(self, info: SnapshotInfo, earlier: SnapshotInfo, here: str, there: str) -> dict[str, Any]:
         with self._store.open(info) as mine, self._store.open(earlier) as theirs:
@@ -168,7 +173,7 @@ class Checkpoints:
         self.cells.remove(id)
         await self._workers.run(self._connect, id, record.parent)
         if kernel_id not in self._registry.manager:
-            self._registry.remove_unused_log(kernel_id)
+            await self._workers.run(self._registry.remove_unused_log, kernel_id)
         self._emit(kernel_id, "deleted")
         return report
 
@@ -185,3 +190,7 @@ class Checkpoints:
             return self._records.read(KernelRecord, record.kernel_id).snapshot == record.id
         except NotFound:
             return False
+
+
+def _not_listed(id: str) -> str:
+    return f"the variables of checkpoint {id} were not listed: lists are made of idle kernels of IPython only"

@@ -40,6 +40,25 @@ class Client(Protocol):
         """Tell the browser that the request with this header was aborted."""
 
 
+class Gone:
+    """The sender of a request that an earlier server has forwarded: nobody."""
+
+    has_gone = True
+
+    def handle_incoming_message(self, incoming_msg: Any) -> None:
+        """Forward nothing: it sends no more."""
+
+    def abort_cell(self, message: Any) -> bool:
+        """Abort nothing."""
+        return False
+
+    def send_reply(self, header: dict[str, Any], content: dict[str, Any]) -> None:
+        """Send nothing."""
+
+    def abort(self, header: dict[str, Any]) -> None:
+        """Tell nobody."""
+
+
 @dataclass
 class Gate:
     """One kernel's requests and replies at the server."""
@@ -110,6 +129,12 @@ class Gate:
     def forget_gone(self) -> None:
         """Forget the requests of browsers that have gone. Call it while the kernel is idle: it has answered them."""
         for id in [id for id, (connection, _) in self.unanswered.items() if connection.has_gone]:
+            del self.unanswered[id]
+            self.started.pop(id, None)
+
+    def answered_unheard(self, id: str) -> None:
+        """Note that the kernel is done with a request. If its sender has gone, the reply comes to nobody here."""
+        if id in self.unanswered and self.unanswered[id][0].has_gone:
             del self.unanswered[id]
             self.started.pop(id, None)
 

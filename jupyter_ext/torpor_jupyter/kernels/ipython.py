@@ -84,6 +84,14 @@ async def holders(connection: Mapping[str, Any], numbers: list[int]) -> dict[str
     return found
 
 
+async def count_of_cells(connection: Mapping[str, Any], *, seconds: float) -> int | None:
+    """How many cells an idle kernel of IPython has run; None for another kernel. Raises NoAnswer."""
+    if await implementation(connection, seconds=seconds) != IMPLEMENTATION:
+        return None
+    nothing = {"code": "", "silent": True, "store_history": False, "allow_stdin": False, "stop_on_error": False}
+    return int((await _request(connection, "execute_request", nothing, seconds, None))["execution_count"])
+
+
 async def implementation(connection: Mapping[str, Any], *, seconds: float) -> str:
     """What an idle kernel calls itself. Raises NoAnswer."""
     reply = await _request(connection, "kernel_info_request", {}, seconds, None)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Collection
+from itertools import takewhile
 from typing import Any
 
 from jupyter_client.session import Session
 from jupyter_server.services.kernels.connection.channels import ZMQChannelsWebsocketConnection
 
+from torpor_jupyter.kernels.gate import Gone
 from torpor_jupyter.kernels.registry import Registry
 from torpor_jupyter.kernels.transcript import Cell, Transcript
 
@@ -92,16 +93,40 @@ class Listener:
         """The streams for pages of a kernel that have gone."""
         return [stream for (known, _), stream in self._stdin.items() if known == kernel_id]
 
-    def load(self, kernel_id: str, text: str, running: list[str]) -> None:
-        """Before a kernel is woken, continue with the messages that an earlier server has received."""
+    def load(self, kernel_id: str, text: str, running: Collection[str]) -> None:
+        """Before a kernel is woken, continue with the messages that were kept with the checkpoint.
+
+        Args:
+            kernel_id: the kernel.
+            text: the messages.
+            running: the ids of the requests that it has not answered then.
+        """
+        said = self._registry.state(kernel_id).said
+        kept = Transcript.of(text)
+        said.forget_running(running)
+        for cell in kept.running:
+            if (id := cell.request["msg_id"]) in running:
+                said.cells.setdefault(id, cell)
+        self.go_on(kernel_id)
+
+    def go_on(self, kernel_id: str) -> None:
+        """Receive what a kernel says of the cells that an earlier server has sent to it, and that run."""
         state = self._registry.state(kernel_id)
-        if text and not state.said.cells:
-            with suppress(KeyError, TypeError, ValueError):  # written by another version: do without them
-                state.said = Transcript.of(text, running)
-        for cell in state.said.cells.values():
+        for cell in state.said.running:
+            state.gate.unanswered.setdefault(cell.request["msg_id"], (Gone(), cell.request))
             session = cell.request.get("session", "")
             if not self._is_there(kernel_id, session):
                 self.stand_in(kernel_id, session)
+
+    def end(self, kernel_id: str, cells: list[Cell]) -> None:
+        """End cells whose end nobody has heard, and let pages know."""
+        state = self._registry.state(kernel_id)
+        for cell in cells:
+            cell.end()
+            state.said.changes += 1
+            state.gate.answered_unheard(cell.request["msg_id"])
+        if cells:
+            self._emit(kernel_id, "ended")
 
     def _overhear(self, kernel_id: str) -> None:
         stream = self._registry.kernel_manager(kernel_id)._activity_stream
@@ -119,10 +144,16 @@ class Listener:
         said = self._registry.state(kernel_id).said
         if (cell := said.hear(channel, message, sum(map(len, parts)))) is None:
             return
+        # A kernel runs cells in their order: those before this one have ended.
+        before = takewhile(lambda other: other is not cell, said.cells.values())
+        self.end(kernel_id, [other for other in before if other.taken_up and not other.done])
         if channel == "stdin":
             self._registry.gate(kernel_id).awaits_input = True
             self._emit(kernel_id, "asks")
         if cell.done:
+            gate = self._registry.gate(kernel_id)
+            gate.answered_unheard(cell.request["msg_id"])
+            gate.execution_count = cell.count or gate.execution_count
             self._forget_seen(kernel_id, cell)
             session_id = cell.request.get("session", "")
             if all(other.done for other in said.cells.values() if other.request.get("session") == session_id):
@@ -130,7 +161,7 @@ class Listener:
 
     def _forget_seen(self, kernel_id: str, cell: Cell) -> None:
         if cell.done and self._is_there(kernel_id, cell.owner):
-            self._registry.state(kernel_id).said.cells.pop(cell.request["msg_id"], None)
+            self._registry.state(kernel_id).said.forget(cell.request["msg_id"])
 
     def _is_there(self, kernel_id: str, session: str) -> bool:
         """Whether a page of this session is connected."""

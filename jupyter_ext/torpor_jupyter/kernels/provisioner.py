@@ -54,7 +54,7 @@ class Registry(Protocol):
     def begin_anew(self, kernel_id: str) -> None:
         """Handle a restart: the kernel has a new process, with nothing of the old one in it."""
 
-    def forget(self, kernel_id: str) -> None:
+    async def forget(self, kernel_id: str) -> None:
         """Forget a kernel that has ended for good."""
 
 
@@ -219,7 +219,7 @@ class TorporProvisioner(LocalProvisioner):
         """Clean up after the end of the kernel; if it is not restarted, remove its record."""
         await super().cleanup(restart=restart)
         if self.registry and not restart:
-            self.registry.forget(self.kernel_id)
+            await self.registry.forget(self.kernel_id)
 
     def get_stable_start_time(self, recommended: float = 10.0) -> float:
         """Seconds until a start counts as stable; none for a kernel that came back: its ports must not change."""

@@ -19,12 +19,15 @@ from jupyter_server.services.sessions.sessionmanager import SessionManager
 from torpor import processes
 from torpor.errors import NotFound, TorporError
 from torpor.store import Store
+from torpor_jupyter.data.attachments import Attachments
 from torpor_jupyter.data.records import TITLES, CheckpointRecord, KernelRecord, ProcessId, Records, SessionRecord
 from torpor_jupyter.kernels.gate import Gate
 from torpor_jupyter.kernels.process import KernelProcess
 from torpor_jupyter.kernels.provisioner import Returning, TorporProvisioner
 from torpor_jupyter.kernels.quiescing import listening_process
+from torpor_jupyter.kernels.recorder import note_path
 from torpor_jupyter.kernels.state import State, Unsuitable
+from torpor_jupyter.kernels.transcript import Transcript
 
 TAG = "jupyter-kernel"
 """The tag of a snapshot that has the id of its kernel."""
@@ -46,9 +49,10 @@ class Registry:
         """
         self.manager, self.sessions, self.store, self.log = manager, sessions, store, log
         self.records = Records(Path(store.path) / "jupyter")
+        self.cells = Attachments(self.records.folder / "cells", ".json", "what cells have said")
         self._states: dict[str, State] = {}
         self._returning: dict[str, Returning] = {}
-        self._server = ProcessId.of(os.getpid())
+        self.server = ProcessId.of(os.getpid())
         self.parks_at_stop = True
         """Whether a stop of the server parks the living kernels."""
         self.leaves_unsaved = True
@@ -80,6 +84,10 @@ class Registry:
     def log_path(self, kernel_id: str) -> Path:
         """The path of the file of `log_file`."""
         return self.records.folder / "logs" / f"{kernel_id}.log"
+
+    def note_path(self, kernel_id: str) -> Path:
+        """The path of what is noted of a living kernel: see `torpor_jupyter.kernels.notes`."""
+        return note_path(self.records.folder, kernel_id)
 
     def remember(self, provisioner: TorporProvisioner) -> None:
         """Record a living kernel in the store. An error is only logged: the kernel works without a record."""
@@ -117,14 +125,15 @@ class Registry:
         if old.ending:
             old.gate.open()
 
-    def forget(self, kernel_id: str) -> None:
+    async def forget(self, kernel_id: str) -> None:
         """Forget a kernel that has ended for good. Its checkpoints stay."""
         state = self._states.pop(kernel_id, None)
         if state and state.parked:
             self.unpin(state.parked)
         try:
             self.records.remove(KernelRecord, kernel_id)
-            self.remove_unused_log(kernel_id)
+            self.note_path(kernel_id).unlink(missing_ok=True)
+            await asyncio.to_thread(self.remove_unused_log, kernel_id)
         except (OSError, TorporError) as error:
             self.log.warning("Kernel %s has ended, and the store still has its record: %s", kernel_id, error)
 
@@ -220,21 +229,26 @@ class Registry:
 
     async def adopt_all(self) -> None:
         """Find the kernels that earlier servers have left, living or parked, and register them with their sessions."""
-        for found in list(self.records.all(KernelRecord)):
-            if isinstance(found, TorporError):
-                self.log.warning("%s", found)
-                continue
-            try:
-                record = self._reconciled(found)
-            except TorporError as error:
-                self.log.warning("Kernel %s: %s", found.id, error)
-                continue
+        for record in await asyncio.to_thread(self._left):
             if record.id not in self.manager:
                 try:
                     if self._belongs_here(record):
                         await self.register(record)
                 except Exception as error:  # its kernelspec is gone, or a port is in use: go on with the others
                     self.log.warning("Kernel %s cannot come back: %s", record.id, error)
+
+    def _left(self) -> list[KernelRecord]:
+        """The records of the kernels of all servers, corrected."""
+        left = []
+        for found in self.records.all(KernelRecord):
+            if isinstance(found, TorporError):
+                self.log.warning("%s", found)
+                continue
+            try:
+                left.append(self._reconciled(found))
+            except TorporError as error:
+                self.log.warning("Kernel %s: %s", found.id, error)
+        return left
 
     def _reconciled(self, record: KernelRecord) -> KernelRecord:
         """Correct the record of a kernel whose server was killed after it had parked or woken it, and before it could
@@ -268,11 +282,12 @@ class Registry:
         return record
 
     def _belongs_here(self, record: KernelRecord) -> bool:
-        if record.server and record.server != self._server and record.server.exists():
+        if record.server and record.server != self.server and record.server.exists():
             return False
         if not record.parked and not (record.process and record.process.exists()):
             if not record.process or record.process.is_here():
                 self.records.remove(KernelRecord, record.id)  # it ended after its server did
+                self.note_path(record.id).unlink(missing_ok=True)
             return False
         places = [session.path for session in record.sessions]
         if not places:
@@ -294,6 +309,9 @@ class Registry:
         with suppress(TorporError):  # of one that ran on since, until its next cell tells
             head = self.records.read(CheckpointRecord, state.head)
             state.gate.cell, state.gate.execution_count = head.cell, head.execution_count
+            if record.parked:
+                state.said = Transcript.of(self.cells.kept(head.id))
+                state.said.forget_running(but=head.outstanding)
         self._returning[record.id] = Returning(record.connection, process)
         paths = [self.contents_path(session.path) for session in record.sessions]
         try:
@@ -338,7 +356,7 @@ class Registry:
         """Reserve a parked kernel for this server, and yield its snapshot. Raises NotFound if another was faster."""
         try:
             record = self.records.read(KernelRecord, kernel_id)
-            unwritten = record.server == self._server and not record.parked
+            unwritten = record.server == self.server and not record.parked
         except NotFound:
             unwritten = True
         if unwritten:  # the store had no room for the record that it is parked: no other server can know of it
@@ -372,28 +390,6 @@ class Registry:
             kernel.cleanup_connection_file()
         self.manager.remove_kernel(kernel_id)
         self._states.pop(kernel_id, None)
-
-    def update_sessions(self) -> None:
-        """Record which notebooks use which kernels, if that has changed. Release kernels that another server woke."""
-        for kernel_id in self.manager.list_kernel_ids():
-            provisioner, state = self.provisioner(kernel_id), self.state(kernel_id)
-            if not isinstance(provisioner, TorporProvisioner) or state.operation:
-                continue
-            try:
-                record = self.records.read(KernelRecord, kernel_id)
-            except TorporError:
-                continue
-            if state.parked and not record.parked and record.server == self._server:
-                self.remember(provisioner)  # there was no room when it was parked
-            elif state.parked and not record.parked:
-                self.log.info("Kernel %s was woken by another server", kernel_id)
-                self.release(kernel_id, lives=True)
-            elif record.sessions != (found := self.sessions_of(kernel_id)) and (found or not state.parked):
-                record.sessions = found
-                try:
-                    self.records.write(record)
-                except TorporError as error:
-                    self.log.warning("%s", error)
 
     # ------------------------------------------------------------------------------------------ small things
 
@@ -448,7 +444,7 @@ class Registry:
             str(provisioner.cwd),
             self.manager.root_dir,
             sessions=self.sessions_of(kernel_id),
-            server=self._server,
+            server=self.server,
             process=process.id if process else None,
             snapshot=state.parked,
             execution_state=state.execution_state

@@ -7,9 +7,11 @@ an operation, requests to the kernel wait at its Gate. The engine works in its o
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from logging import Logger
+from pathlib import Path
 from typing import Any
 
 from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelManager
@@ -18,16 +20,19 @@ from jupyter_server.services.sessions.sessionmanager import SessionManager
 from torpor import Files
 from torpor.errors import TorporError
 from torpor.store import SnapshotInfo, Store
-from torpor_jupyter.data.notebooks import SUFFIX, Notebooks, empty
+from torpor_jupyter.data import carried
+from torpor_jupyter.data.notebooks import SUFFIX, Notebooks, NotServed, empty
 from torpor_jupyter.data.records import TITLES, CheckpointRecord
 from torpor_jupyter.kernels import forks
 from torpor_jupyter.kernels.checkpoints import Checkpoints
 from torpor_jupyter.kernels.connections import Connections
 from torpor_jupyter.kernels.listener import Listener
+from torpor_jupyter.kernels.notes import Notes
 from torpor_jupyter.kernels.operations import Operations
 from torpor_jupyter.kernels.provisioner import SERVICE
-from torpor_jupyter.kernels.registry import Registry
+from torpor_jupyter.kernels.registry import TAG, Registry
 from torpor_jupyter.kernels.state import Operation, Unsuitable
+from torpor_jupyter.kernels.transcript import Transcript
 from torpor_jupyter.kernels.workers import Workers
 
 
@@ -59,6 +64,7 @@ class Service:
         self.registry = Registry(manager, sessions, store, log)
         self.checkpoints = Checkpoints(self.registry, self.workers, emit)
         self.listener = Listener(self.registry, emit)
+        self.notes = Notes(self.registry, self.workers, self.listener)
         self.connections = Connections(self.registry, self.workers, self.listener)
         self.operations = Operations(
             self.registry, self.checkpoints, self.connections, self.notebooks, self.workers, emit
@@ -68,6 +74,13 @@ class Service:
         self.when_cell_ended: Callable[[str, float], None] = lambda kernel_id, seconds: None
         """Called with a kernel's id and the duration of the cell in seconds."""
         setattr(manager, SERVICE, self)
+
+    async def adopt(self) -> None:
+        """Find the kernels that earlier servers have left, and go on with what their cells say."""
+        await self.registry.adopt_all()
+        for kernel_id in self.registry.manager.list_kernel_ids():
+            if self.registry.is_managed(kernel_id) and not self.registry.state(kernel_id).parked:
+                await self.notes.take_up(kernel_id)
 
     async def save(self, kernel_id: str, *, name: str = "", note: str = "", reason: str = "") -> dict[str, Any]:
         """Save a living kernel in a checkpoint; it runs on.
@@ -138,7 +151,8 @@ class Service:
 
         Returns:
             As `describe`, with ``undo``, the id of the checkpoint of the former state. With `notebook` also
-            ``notebook``, the path that was brought back, and ``notebook_kept``, the path of the file beside it.
+            ``notebook``, the path that was brought back, and ``notebook_kept``, the path of the file beside it;
+            or, if it could not be written, ``notebook_failed``, why.
 
         Raises:
             NotFound: there is no such checkpoint.
@@ -156,6 +170,7 @@ class Service:
             )
         if kernel_id not in self.registry.manager:
             await self.registry.register(self.registry.as_parked(record))
+            self.registry.state(kernel_id).said = Transcript()  # who has shut it down has seen what it said
         before: SnapshotInfo | None = None
         files = _files(files_as_they_are)
         async with self.operations.begin(kernel_id, "restoring") as operation:
@@ -180,7 +195,10 @@ class Service:
         self._emit(kernel_id, "restored")
         answer = self.registry.describe(kernel_id) | {"undo": before.id if before else None}
         if notebook and path is not None:
-            answer |= await self._bring_back(path, text, before)
+            try:
+                answer |= await self._bring_back(path, text, before)
+            except NotServed as error:  # the kernel is back all the same, and can be brought forth again
+                answer |= {"notebook": None, "notebook_kept": None, "notebook_failed": error.message}
         return answer
 
     def _notebook_of(self, record: CheckpointRecord) -> str | None:
@@ -216,6 +234,7 @@ class Service:
         Raises:
             NotFound: there is no such checkpoint.
             Unsuitable: its kernel cannot be forked, or the path exists already.
+            NotServed: the copy cannot be written.
             TorporError: as `torpor.restore`. The first kernel is not touched.
         """
         info, record = await self.checkpoints.find(kernel_id, id)
@@ -238,6 +257,63 @@ class Service:
         self._emit(fork.id, "forked")
         session = fork.sessions[0].id if fork.sessions else None
         return {"kernel": self.registry.describe(fork.id), "path": path, "session": session}
+
+    # ------------------------------------------------------------------------------------------ to another machine
+
+    async def export(self, kernel_id: str, id: str, *, path: str | None = None) -> dict[str, Any]:
+        """Write a checkpoint with all that is kept with it to one file; its ``path``.
+
+        Args:
+            kernel_id: the kernel.
+            id: one of its checkpoints.
+            path: of the file, below the server's root; by default beside the notebook.
+
+        Raises:
+            NotFound: there is no such checkpoint.
+            Unsuitable, NotServed: the path cannot be used.
+            Refused, StoreError, ImageDamaged: as `data.carried.export`.
+        """
+        info, record = await self.checkpoints.find(kernel_id, id)
+        path = path or await self.notebooks.beside(self._notebook_of(record) or "kernel", "kernel", carried.SUFFIX)
+        kept = carried.Carried(record, self.checkpoints.notebooks.kept(id), self.checkpoints.variables.kept(id))
+        await asyncio.to_thread(carried.export, self.registry.store, info, kept, self._carrier(path))
+        return {"path": path}
+
+    async def import_(self, path: str) -> dict[str, Any]:
+        """Take a file of `export` into the store, and write the notebook in it beside it; the ``path`` of the notebook.
+
+        The kernel counts as one that is gone: going back to its checkpoint, or a fork, wakes it.
+
+        Raises:
+            NotFound: there is no such file.
+            Unsuitable, NotServed: the path cannot be used, or the notebook not be written.
+            Refused, StoreError, ImageDamaged: as `data.carried.import_file`.
+        """
+        found = await asyncio.to_thread(carried.import_file, self.registry.store, self._carrier(path), TAG)
+        record, folder = found.record, os.path.dirname(path)
+        name = os.path.basename(record.notebook) or os.path.basename(path).removesuffix(carried.SUFFIX) + SUFFIX
+        notebook = os.path.join(folder, name)
+        if await self.notebooks.exists(notebook):
+            notebook = await self.notebooks.beside(notebook, "imported")
+        record.notebook = os.path.join(self.registry.manager.root_dir, notebook)
+        record.parent, record.pinned, record.log = "", False, ""
+        self.checkpoints.add(record, found.notebook, found.variables)
+        await self.notebooks.write(notebook, found.notebook or empty(record.kernel_name))
+        self._emit(record.kernel_id, "saved")
+        return {"path": notebook, "kernel_id": record.kernel_id, "id": record.id}
+
+    def _carrier(self, path: str) -> Path:
+        """The file of a checkpoint that is carried. Raises Unsuitable."""
+        root = os.path.realpath(self.registry.manager.root_dir)
+        folder, name = os.path.split(os.path.join(root, path))
+        folder = os.path.realpath(folder)
+        if not name.endswith(carried.SUFFIX) or os.path.commonpath([root, folder]) != root or not os.path.isdir(folder):
+            raise Unsuitable(
+                f"{path} cannot be used", advice=f"name a file below the server's folder that ends in {carried.SUFFIX}"
+            )
+        return Path(folder, name)
+
+    # ------------------------------------------------------------------------------------------ what cells say
 
     def take_cells(self, kernel_id: str, session: str) -> list[dict[str, Any]]:
         """Give a page the cells of pages that have gone, with the kernel's messages about them. Raises NotFound."""
@@ -278,22 +354,34 @@ class Service:
         Jupyter ends all others.
         """
         registry = self.registry
+        self.notes.stop()
         if registry.parks_at_stop:
             await self.park_all("stopping")
+        left = []
         for kernel_id in registry.manager.list_kernel_ids():
             try:
-                parked = bool(registry.state(kernel_id).parked)
-                if parked or (registry.parks_at_stop and registry.leaves_unsaved and registry.can_be_left(kernel_id)):
-                    if not parked:
-                        self.log.warning("Kernel %s lives on, and the next server finds it", kernel_id)
-                    registry.release(kernel_id, lives=not parked)
+                if registry.state(kernel_id).parked:
+                    registry.release(kernel_id, lives=False)
+                elif registry.parks_at_stop and registry.leaves_unsaved and registry.can_be_left(kernel_id):
+                    self.log.warning("Kernel %s lives on, and the next server finds it", kernel_id)
+                    left.append(kernel_id)
                 elif registry.parks_at_stop:
                     self.log.warning("Kernel %s ends with the server", kernel_id)
             except Exception:  # as above
                 self.log.exception("Kernel %s cannot be left to the next server", kernel_id)
+        try:
+            await self.notes.hand_over(left)
+        except Exception:  # as above
+            self.log.exception("What the cells of kernels say is not kept")
+        for kernel_id in left:
+            try:
+                registry.release(kernel_id, lives=True)
+            except Exception:  # as above
+                self.log.exception("Kernel %s cannot be left to the next server", kernel_id)
 
     def close(self) -> None:
-        """End the worker threads."""
+        """End the worker threads, and what waits for the end of this process."""
+        self.notes.close()
         self.workers.close()
 
 

@@ -28,7 +28,7 @@ from torpor_jupyter.server.policies import Policies, Policy
 from torpor_slurm.allocation import Allocation
 
 NOTE_SECONDS = 5.0
-"""How often the notebooks of kernels are written down: a crash forgets a renaming that is younger."""
+"""How often it is noted which notebooks kernels have and what their cells have said: a crash loses what is younger."""
 JUPYTERS_OWN = "local-provisioner"
 """What starts kernels where nobody has chosen another one."""
 EVENT = "https://events.torpor.invalid/kernel/v1"
@@ -128,12 +128,12 @@ class TorporApp(ExtensionApp):
             server.config.Session.digest_history_size = 0
         loop = server.io_loop.asyncio_loop
         if loop.is_running():  # a program's own, in which it starts the server
-            self._adopting = loop.create_task(self.service.registry.adopt_all())
+            self._adopting = loop.create_task(self.service.adopt())
         else:
-            server.io_loop.run_sync(self.service.registry.adopt_all)  # before the first request can ask for a session
+            server.io_loop.run_sync(self.service.adopt)  # before the first request can ask for a session
         policy = Policy(self.checkpoint_every, self.checkpoint_after, self.keep_last)
         self._policies = Policies(self.service, loop, policy, quota=self.quota, park_below=self.park_below)
-        self._notes = PeriodicCallback(self.service.registry.update_sessions, NOTE_SECONDS * 1000)
+        self._notes = PeriodicCallback(self.service.notes.write, NOTE_SECONDS * 1000)
         self._notes.start()
         if allocation := Allocation.around(os.environ):
             watching = slurm.watch(allocation, partial(self.service.park_all, "preempted"), self.log)

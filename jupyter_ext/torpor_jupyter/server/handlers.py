@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Awaitable, Callable
 from functools import wraps
+from http.client import responses
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ from tornado import web
 from torpor import errors
 from torpor_jupyter.data.records import KERNEL_ID, SNAPSHOT_ID
 from torpor_jupyter.kernels.service import Service
-from torpor_jupyter.kernels.state import as_json
+from torpor_jupyter.kernels.state import Unsuitable, as_json
 
 DESCRIPTION = Path(__file__).with_name("api.yaml").read_bytes()
 MAX_NAME, MAX_NOTE = 200, 4000
@@ -28,7 +29,26 @@ MAX_NAME, MAX_NOTE = 200, 4000
 UNSHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters except tab and line feed, characters that change the text direction, and lone surrogates."""
 
+_ADVICE = {
+    400: "see /api/torpor/api.yaml for what a request may say",
+    401: "log in, or send the server's token",
+    403: "log in, or send the server's token; with a cookie also the XSRF header",
+    404: "see /api/torpor/api.yaml for what there is",
+    405: "see /api/torpor/api.yaml for the methods",
+}
+
+
+class BadRequest(errors.TorporError):
+    """The request's body is not what the description of the API says."""
+
+    exit_code = 2
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, advice=_ADVICE[400])
+
+
 _STATUS: dict[type[errors.TorporError], int] = {
+    BadRequest: 400,
     errors.NotFound: 404,
     errors.NotPermitted: 403,
     errors.StoreError: 507,
@@ -55,7 +75,23 @@ def errors_as_answers(action: Action) -> Action:
     return wrapped
 
 
-class TorporHandler(APIHandler):
+class Answers(APIHandler):
+    """Sends every error in one form."""
+
+    def write_error(self, status_code: int, **known: Any) -> None:
+        """Send an error of Jupyter's, or one that nobody has expected, in the form of Torpor's."""
+        error = (known.get("exc_info") or (None, None))[1]
+        if isinstance(error, web.HTTPError):
+            message = (error.log_message or error.reason or "") % (error.args or ())
+            kind, advice = "HTTPError", _ADVICE.get(status_code, "")
+        else:
+            message, kind, advice = "an unexpected error", type(error).__name__, "see the server's log"
+        message = message or responses.get(status_code, "an error")
+        self.set_header("Content-Type", "application/json")
+        self.finish(as_json(errors.TorporError(message, advice=advice)) | {"kind": kind})
+
+
+class TorporHandler(Answers):
     """The base class of the handlers."""
 
     auth_resource = "torpor"
@@ -67,23 +103,23 @@ class TorporHandler(APIHandler):
         return service
 
     def body(self, **wanted: type) -> dict[str, Any]:
-        """The fields of the request's JSON body. An unknown field, or one of a wrong type, is answered by 400."""
+        """The fields of the request's JSON body. Raises BadRequest for an unknown field, or one of a wrong type."""
         try:
             body = self.get_json_body() or {}
         except UnicodeDecodeError:
-            raise web.HTTPError(400, "the body is not UTF-8") from None
+            raise BadRequest("the body is not UTF-8") from None
         if not isinstance(body, dict):
-            raise web.HTTPError(400, "the body is not a JSON object")
+            raise BadRequest("the body is not a JSON object")
         for name, value in body.items():
             if name not in wanted:
-                raise web.HTTPError(400, f"unknown field {name!r}")
+                raise BadRequest(f"unknown field {name!r}")
             if type(value) is not wanted[name]:
-                raise web.HTTPError(400, f"{name} is no {wanted[name].__name__}")
+                raise BadRequest(f"{name} is no {wanted[name].__name__}")
             limit = MAX_NOTE if name in ("note", "path") else MAX_NAME
             if isinstance(value, str) and len(value) > limit:
-                raise web.HTTPError(400, f"{name} is longer than {limit} characters")
+                raise BadRequest(f"{name} is longer than {limit} characters")
             if isinstance(value, str) and (bad := UNSHOWN.search(value)):
-                raise web.HTTPError(400, f"{name} holds the character U+{ord(bad[0]):04X}, which cannot be shown")
+                raise BadRequest(f"{name} holds the character U+{ord(bad[0]):04X}, which cannot be shown")
         return body
 
     def answer(self, value: object, status: int = 200) -> None:
@@ -92,16 +128,25 @@ class TorporHandler(APIHandler):
         self.finish(json.dumps(value))
 
 
-class Off(APIHandler):
+class Off(Answers):
     """Answers all requests in a server in which Torpor is not active."""
 
     @web.authenticated
     async def get(self) -> None:
         """Send the reason why Torpor is not active."""
+        why = Unsuitable(self.settings["torpor_why_off"], advice="use a server that runs its kernels itself")
         self.set_status(409)
-        self.finish({"message": self.settings["torpor_why_off"]})
+        self.finish(as_json(why))
 
     post = patch = delete = get
+
+
+class Unknown(Answers):
+    """Answers what is no request of the API."""
+
+    async def prepare(self) -> None:  # type: ignore[override]
+        """Say that there is no such thing."""
+        raise web.HTTPError(404, "the API has no %s", self.request.path)
 
 
 class Description(TorporHandler):
@@ -272,6 +317,39 @@ class Diff(TorporHandler):
         self.answer(await self.service.checkpoints.diff(kernel_id, checkpoint_id, other))
 
 
+class Variables(TorporHandler):
+    """The variables at a checkpoint."""
+
+    @web.authenticated
+    @authorized
+    @errors_as_answers
+    async def get(self, kernel_id: str, checkpoint_id: str) -> None:
+        """List the variables that the kernel had."""
+        self.answer(await self.service.checkpoints.variables_at(kernel_id, checkpoint_id))
+
+
+class Export(TorporHandler):
+    """Writes checkpoints to files."""
+
+    @web.authenticated
+    @authorized("execute")
+    @errors_as_answers
+    async def post(self, kernel_id: str, checkpoint_id: str) -> None:
+        """Write the checkpoint, with its notebook, to one file."""
+        self.answer(await self.service.export(kernel_id, checkpoint_id, **self.body(path=str)), 201)
+
+
+class Import(TorporHandler):
+    """Reads checkpoints from files."""
+
+    @web.authenticated
+    @authorized("execute")
+    @errors_as_answers
+    async def post(self) -> None:
+        """Take the checkpoint in a file into the store, and write its notebook beside the file."""
+        self.answer(await self.service.import_(self.body(path=str).get("path", "")), 201)
+
+
 class Fork(TorporHandler):
     """Forks a checkpoint."""
 
@@ -291,6 +369,7 @@ HANDLERS = [
     (r"/api/torpor/kernels", Kernels),
     (r"/api/torpor/checkpoints", AllCheckpoints),
     (r"/api/torpor/store", TheStore),
+    (r"/api/torpor/import", Import),
     (_KERNEL, Kernel),
     (f"{_KERNEL}/park", Park),
     (f"{_KERNEL}/resume", Resume),
@@ -301,4 +380,7 @@ HANDLERS = [
     (f"{_CHECKPOINT}/restore", Restore),
     (f"{_CHECKPOINT}/fork", Fork),
     (f"{_CHECKPOINT}/diff", Diff),
+    (f"{_CHECKPOINT}/variables", Variables),
+    (f"{_CHECKPOINT}/export", Export),
+    (r"/api/torpor/.*", Unknown),
 ]

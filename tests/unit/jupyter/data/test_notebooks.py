@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 from jupyter_server.services.contents.largefilemanager import AsyncLargeFileManager
-from tornado.web import HTTPError
 
-from torpor_jupyter.data.notebooks import Notebooks, empty
+from torpor_jupyter.data.notebooks import Notebooks, NotServed, empty
 
 
 @pytest.fixture
@@ -45,9 +44,16 @@ def test_a_free_name_beside_others(notebooks: Notebooks, tmp_path: Path) -> None
     assert asyncio.run(notebooks.beside("work.ipynb", "fork")) == "work-fork3.ipynb"
 
 
-def test_a_path_out_of_the_servers_folder_is_not_served(notebooks: Notebooks) -> None:
-    with pytest.raises(HTTPError):
-        asyncio.run(notebooks.exists("../work.ipynb"))
+def test_a_path_out_of_the_servers_folder_is_not_served(notebooks: Notebooks, tmp_path: Path) -> None:
+    (tmp_path / "folder.ipynb").mkdir()
+    for asked in (
+        notebooks.exists("../work.ipynb"),
+        notebooks.has_folder("../../work.ipynb"),
+        notebooks.write("../work.ipynb", empty("python3")),
+        notebooks.write("folder.ipynb", empty("python3")),
+    ):
+        with pytest.raises(NotServed, match=r"cannot be used: .*; name another file"):
+            asyncio.run(asked)
 
 
 @pytest.mark.parametrize(("told", "settings"), [({"keep_last": 3}, {"keep_last": 3}), (["keep_last"], {}), (7, {})])

@@ -233,16 +233,32 @@ def test_what_jupyter_has_kept_for_a_page_is_heard_before_it_throws_it_away(rig:
 
 
 def test_what_an_earlier_server_heard_goes_on(rig: Rig) -> None:
-    for id in "xy":
+    for id in "xyz":
         rig.begin(id, "gone")
-    rig.say("stream", "x", name="stdout", text="1")
-    text = rig.states[KERNEL].said.as_text()
+    rig.say("execute_input", "x", execution_count=8, code="1")
+    rig.end("z")
     after = Rig()
-    after.listener.load(KERNEL, text, ["x"])
-    assert list(after.cells) == ["x"], "the other one has ended by now"
+    after.begin("undone", "gone")
+    after.listener.load(KERNEL, rig.states[KERNEL].said.as_text(), ["x"])
+    assert list(after.cells) == ["x"], "of the others none runs at the checkpoint"
     assert [stream.identity for stream in after.listener.streams(KERNEL)] == [b"gone"]
+    assert list(after.gate(KERNEL).unanswered) == ["x"], "a checkpoint that is made now knows that it runs"
     after.end("x")
     assert after.cells["x"].done
+    assert after.gate(KERNEL).unanswered == {} and after.gate(KERNEL).execution_count == 8
+
+
+def test_cells_have_ended_when_a_later_one_runs(rig: Rig) -> None:
+    for id in "xyz":
+        rig.begin(id, "gone")
+    rig.cells["x"].taken_up = rig.cells["y"].taken_up = True
+    rig.say("execute_input", "y", execution_count=8, code="1")
+    assert [cell.done for cell in rig.cells.values()] == [True, False, False]
+    assert rig.emitted == [(KERNEL, "ended")]
+    rig.say("stream", "y", name="stdout", text="1")
+    rig.say("stream", "z", name="stdout", text="1")
+    assert [cell.done for cell in rig.cells.values()] == [True, True, False]
+    assert len(rig.emitted) == 2
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", json.dumps([{"request": {}}]), "null"])

@@ -17,6 +17,7 @@ from tests.unit.jupyter.conftest import Server
 from torpor.errors import NotFound, StoreError
 from torpor_jupyter.data.records import KernelRecord, ProcessId
 from torpor_jupyter.kernels.quiescing import PORTS
+from torpor_jupyter.kernels.transcript import Transcript
 
 LISTENS = """
 import json, socket, sys
@@ -175,7 +176,7 @@ def test_a_renamed_notebook_is_written_down(server: Server) -> None:
     async def renamed() -> None:
         await registry.adopt_all()
         await registry.sessions.update_session(record.sessions[0].id, path="new.ipynb", name="new.ipynb")
-        registry.update_sessions()
+        await server.service.notes.write()
         found = registry.records.read(KernelRecord, record.id)
         assert [session.path for session in found.sessions] == [str(server.root / "new.ipynb")]
         await server.end()
@@ -194,7 +195,7 @@ def test_a_kernel_that_another_server_woke_is_let_go(server: Server) -> None:
         other = registry.records.read(KernelRecord, record.id)
         other.snapshot, other.server = "", gone()
         registry.records.write(other)
-        registry.update_sessions()
+        await server.service.notes.write()
         assert record.id not in server.manager
         assert registry.records.read(KernelRecord, record.id) == other
 
@@ -208,7 +209,7 @@ def test_the_log_of_a_kernel_stays_while_a_checkpoint_has_it_open(server: Server
     os.close(registry.log_file(record.id))
     assert log.stat().st_mode & 0o777 == 0o600
     id = server.checkpoint(record)
-    registry.forget(record.id)
+    asyncio.run(registry.forget(record.id))
     assert log.exists()
     asyncio.run(checkpoints.delete(record.id, id))
     assert not log.exists()
@@ -232,7 +233,7 @@ def test_a_store_that_cannot_be_written_keeps_no_kernel_from_starting(
     assert os.readlink(f"/proc/self/fd/{fd}") == os.devnull
     os.close(fd)
     asyncio.run(registry.adopt_all())
-    registry.forget("a-b-c-d-e")
+    asyncio.run(registry.forget("a-b-c-d-e"))
     assert "Torpor's store cannot be written" in caplog.text
 
 
@@ -246,6 +247,26 @@ def test_the_count_of_cells_is_that_of_the_last_checkpoint(server: Server) -> No
         await registry.adopt_all()
         assert registry.describe(record.id)["execution_count"] == 4
         assert registry.gate(record.id).cell == "x = 1"
+        await server.end()
+
+    asyncio.run(comes_back())
+
+
+def test_what_nobody_has_seen_comes_back_with_a_parked_kernel(server: Server) -> None:
+    registry, listener = server.service.registry, server.service.listener
+    record = server.record(server=gone())
+    record.snapshot = server.checkpoint(record, outstanding=["runs"])
+    registry.records.write(record)
+    said = Transcript()
+    for id in ("ended", "runs", "undone"):
+        said.begin({"msg_id": id, "session": "page"}, f"cell-{id}", "")
+    said.cells["ended"].end()
+    registry.cells.keep(record.snapshot, said.as_text())
+
+    async def comes_back() -> None:
+        await server.service.adopt()
+        assert [told["cell"] for told in listener.take(record.id, "new page")] == ["cell-ended", "cell-runs"]
+        assert [told["cell"] for told in listener.take(record.id, "new page")] == ["cell-ended", "cell-runs"]
         await server.end()
 
     asyncio.run(comes_back())

@@ -62,14 +62,47 @@ def test_of_cells_that_nobody_comes_for_the_last_ones_are_kept(monkeypatch: pyte
     assert list(said.cells) == ["one", "3", "4", "last"]
 
 
-def test_the_next_server_goes_on_with_what_still_runs() -> None:
+def test_the_next_server_has_what_nobody_has_seen() -> None:
     said = begun()
     said.begin({"msg_id": "two", "session": "page"}, "cell-2", "done")
-    said.hear("iopub", message("stream", text="1"), 1)
+    said.hear("iopub", message("execute_input", execution_count=3), 1)
     said.hear("iopub", message("status", "two", execution_state="idle"), 1)
-    next_one = Transcript.of(said.as_text(), ["one", "two"])
-    assert list(next_one.cells) == ["one"]
-    assert next_one.cells["one"].messages[0]["content"] == {"text": "1"}
-    assert Transcript.of(said.as_text(), []).cells == {}
-    said.hear("iopub", message("status", execution_state="idle"), 1)
-    assert said.as_text() == ""
+    next_one = Transcript.of(said.as_text())
+    assert [(id, cell.done, cell.count, cell.owner) for id, cell in next_one.cells.items()] == [
+        ("one", False, 3, ""), ("two", True, None, ""),
+    ]  # fmt: skip
+    assert next_one.as_text() == said.as_text()
+    next_one.forget_running(but=["two"])
+    assert list(next_one.cells) == ["two"]
+    next_one.forget("two")
+    assert next_one.as_text() == "" and Transcript.of("").cells == {}
+
+
+def test_what_changes_is_counted() -> None:
+    said = begun()
+    counts = [said.changes]
+    for change in (
+        lambda: said.hear("iopub", message("stream", text="1"), 1),
+        said.answered,
+        lambda: said.forget("one"),
+    ):
+        change()
+        counts.append(said.changes)
+    assert counts == [1, 2, 3, 4]
+    said.forget("one")
+    assert said.changes == 4
+
+
+def test_an_end_that_nobody_has_heard_is_told() -> None:
+    said = begun()
+    cell = said.cells["one"]
+    known = cell.known()
+    cell.tell("lost\n")
+    cell.end()
+    told = cell.as_json()
+    assert told["done"] and [m["content"] for m in told["messages"]] == [
+        {"name": "stderr", "text": "lost\n"}, {"execution_state": "idle"},
+    ]  # fmt: skip
+    for part in told["messages"]:
+        assert part["parent_header"]["msg_id"] == "one" and part["header"]["session"] == "torpor"
+    assert known["messages"] == [], "what was told before does not change"

@@ -24,7 +24,7 @@ jest.mock('@jupyterlab/cells', () => ({
     }
   }
 }));
-let mockRan: (sender: unknown, told: { cell: any }) => void;
+let mockRan: (sender: unknown, told: { cell: any; notebook?: string }) => void;
 let mockScheduled: typeof mockRan;
 jest.mock('@jupyterlab/notebook', () => ({
   NotebookActions: {
@@ -64,7 +64,7 @@ const words: any = {
   called: (one: any) => `“${one.name}”`
 };
 const checkpoint = (id: string, parent: string | null = null, known: object = {}): any => ({
-  id, parent, kernel_id: 'k', execution_count: 1, name: id, reason: '', note: '', pinned: false, ...known
+  id, parent, created_ns: 0, kernel_id: 'k', execution_count: 1, name: id, reason: '', note: '', pinned: false, ...known
 });
 
 class Rig {
@@ -92,10 +92,12 @@ class Rig {
       fork: (kernel: string, id: string) => this.answer(['fork', kernel, id], { path: 'b.ipynb' }),
       diff: (kernel: string, one: string, two: string) => this.answer(['diff', kernel, one, two], { memory: {} }),
       change: (kernel: string, id: string, what: object) => this.answer(['change', id, what], {}),
+      export: (kernel: string, id: string) => this.answer(['export', id], { path: 'work-kernel1.torpor' }),
+      import: (path: string) => this.answer(['import', path], { path: 'work.ipynb' }),
       remove: (kernel: string, id: string) => this.answer(['remove', id], { freed: 5 })
     },
     refresh: async () => undefined,
-    kernel: () => this.kernel,
+    kernel: (id?: string) => (id === 'k' ? this.kernel : undefined),
     checkpoints: this.made,
     earlier: [],
     checkpoint: (id?: string) => this.made.find(one => one.id === id),
@@ -104,6 +106,7 @@ class Rig {
   };
   readonly actions = new Actions(this.model, words, {
     of: () => ({ context: this.context, content: { widgets: this.cells } }) as any,
+    kernel: notebook => notebook as any,
     open: async path => void this.opened.push(path),
     adopt: async kernel => void this.adopted.push(kernel),
     saved: () => true
@@ -134,8 +137,7 @@ test('what is lost by going back is told: cells in their order, checkpoints sinc
   const rig = new Rig();
   const [old, first, again] = [new CodeCell(1, 'x = 1'), new CodeCell(3, 'y = 3\nmore'), new CodeCell(3, 'z = 3')];
   rig.cells = [again, first, old, new CodeCell(2, 'w = 2')];
-  mockRan(null, { cell: first });
-  mockRan(null, { cell: again });
+  first.node.dataset.torporUndone = 'undone 12:00';
   no();
   await rig.actions.restore(rig.made[0]);
   const { loss } = mockDialogs[0].body;
@@ -178,6 +180,34 @@ test('cells that were undone are marked until they run again; with the notebook 
   expect(marked()).toEqual([undefined, undefined, undefined]);
 });
 
+test('cells of another branch with the same number are not mistaken for those of this one', async () => {
+  const rig = new Rig();
+  rig.made.splice(0, 4, checkpoint('a', null, { created_ns: 1 }));
+  rig.kernel.head = 'a';
+  const [one, two] = [new CodeCell(2, 'one'), new CodeCell(2, 'two')];
+  rig.cells = [one, two];
+  const marked = () => rig.cells.map(cell => cell.node.dataset.torporUndone !== undefined);
+  const back = async (id: string, kept?: any) => {
+    yes({ notebook: false });
+    const going = rig.actions.restore(rig.made.find(made => made.id === id)!);
+    rig.made.push(...(kept ? [kept] : []));
+    await going;
+    rig.kernel.head = id;
+  };
+  mockRan(null, { cell: one, notebook: 'k' });
+  await back('a', checkpoint('with one', 'a', { created_ns: 2, execution_count: 2 }));
+  expect(marked()).toEqual([true, true]); // of the second it is not known when it ran
+  mockScheduled(null, { cell: two });
+  mockRan(null, { cell: two, notebook: 'k' });
+  expect(marked()).toEqual([true, false]);
+  await back('with one', checkpoint('with two', 'a', { created_ns: 3, execution_count: 2 }));
+  expect(marked()).toEqual([false, true]);
+  await back('with two');
+  expect(marked()).toEqual([true, false]);
+  await back('a');
+  expect(marked()).toEqual([true, true]);
+});
+
 test('a notebook that cannot be saved does not go back with its kernel', async () => {
   const rig = new Rig();
   rig.context = { model: { dirty: true }, save: async () => Promise.reject(Error('read-only')) };
@@ -217,6 +247,16 @@ test('a fork of now is saved first, and its notebook is opened', async () => {
   expect(rig.opened).toHaveLength(1);
 });
 
+test('a checkpoint is carried in a file, and the notebook of one that comes is opened', async () => {
+  const rig = new Rig();
+  await rig.actions.export(rig.made[0]);
+  expect(mockFollowed[0].message).toContain('work-kernel1.torpor');
+  mockAnswers.push({ button: { accept: true }, value: 'a.torpor' }, { button: { accept: true }, value: '' });
+  await rig.actions.import();
+  await rig.actions.import();
+  expect([rig.asked, rig.opened]).toEqual([[['export', 'a'], ['import', 'a.torpor']], ['work.ipynb']]);
+});
+
 test('a checkpoint is compared with the one that it came from, the earlier one first', async () => {
   const rig = new Rig();
   for (const [at, sides] of [[2, ['b', 'c']], [0, ['a', 'b']], [3, ['a', 'side']]] as const) {
@@ -244,7 +284,7 @@ test('a name and a note are changed only when they were given', async () => {
   const rig = new Rig();
   mockAnswers.push({ button: { accept: true }, value: 'mine' }, { button: { accept: true }, value: ' a note ' });
   await rig.actions.rename(rig.made[0]);
-  await rig.actions.note(rig.made[0]);
+  await rig.actions.writeNote(rig.made[0]);
   await rig.actions.pin(rig.made[0]);
   no();
   await rig.actions.rename(rig.made[0]);

@@ -85,3 +85,17 @@ test('cells that are not in the notebook, or none, are nothing to it', async () 
   await settled();
   expect(cell.prompts).toEqual([]);
 });
+
+test('an end that Torpor tells comes after what the page has heard by itself', async () => {
+  const own = (kind: string, content: object = {}) => {
+    const told = message(kind, content);
+    return { ...told, header: { ...told.header, session: 'torpor' } };
+  };
+  const messages = [message('execute_input', { execution_count: 7 }), own('stream'), own('status', { execution_state: 'idle' })];
+  const { cell, hear, settled } = made([{ request: { msg_id: 'one' }, cell: 'cell-1', code: '', messages }]);
+  hear(message('display_data'));
+  await settled();
+  expect(cell.outputArea.future.seen).toEqual([
+    'iopub execute_input', 'iopub display_data', 'iopub stream', 'shell execute_reply', 'iopub status'
+  ]);
+});

@@ -9,7 +9,7 @@ import pytest
 from tornado import web
 
 from tests.api import description
-from torpor_jupyter.server.handlers import HANDLERS, TorporHandler
+from torpor_jupyter.server.handlers import HANDLERS, BadRequest, TorporHandler
 
 METHODS = ("get", "post", "put", "patch", "delete")
 
@@ -51,6 +51,27 @@ def test_a_body_that_cannot_be_shown_is_a_bad_request(monkeypatch: pytest.Monkey
     for name in ("two\nlines\tand more", "مرحبا", "👩\u200d💻"):
         assert body(monkeypatch, {"name": name}) == {"name": name}
     for bad in (b"\xff", {"name": "a\0b"}, {"name": "\x1b[31m"}, {"name": "\u202egnp.exe"}, {"name": "\ud800"}):
-        with pytest.raises(web.HTTPError) as raised:
+        with pytest.raises(BadRequest):
             body(monkeypatch, bad)
-        assert raised.value.status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (web.HTTPError(404, "%s is outside root", "x"), 404, "x is outside root"),
+        (web.HTTPError(403), 403, "Forbidden"),
+        (OSError("disk"), 500, "an unexpected error"),
+        (None, 405, "an unexpected error"),
+    ],
+)
+def test_errors_of_others_have_the_same_form(
+    monkeypatch: pytest.MonkeyPatch, error: Exception | None, status: int, message: str
+) -> None:
+    sent: list[Any] = []
+    monkeypatch.setattr(TorporHandler, "set_header", lambda handler, *header: None)
+    monkeypatch.setattr(TorporHandler, "finish", lambda handler, answer: sent.append(answer))
+    handler = TorporHandler.__new__(TorporHandler)
+    handler.write_error(status, **({"exc_info": (type(error), error, None)} if error else {}))
+    (answer,) = sent
+    assert answer.keys() == set(description()["components"]["schemas"]["Error"]["required"])
+    assert answer["reason"] == message and answer["kind"] and answer["advice"]
