@@ -13,10 +13,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from urllib.request import Request, urlopen
 
 import pytest
 
-from tests.jupyter import Answer, Notebook, Server, running, wait_until
+from tests.jupyter import TOKEN, Answer, Notebook, Server, running, wait_until
 from tests.users import User
 from torpor_jupyter.kernels.recorder import is_recorded
 
@@ -181,6 +182,9 @@ def test_hostile_names(ordinary_account: User) -> None:
         for unshown in ({"name": "\u202e"}, {"name": "\0"}, {"note": "\x1b[31m"}):
             with pytest.raises(Answer, match=r"400.*cannot be shown"):
                 server.torpor(kernel, "/checkpoints", **unshown)
+        asked = Request(f"{server.url}api/torpor/api.yaml", headers={"Authorization": f"token {TOKEN}"})
+        with urlopen(asked) as described:
+            assert described.headers["Content-Type"] == "application/yaml"
         odd = server.torpor(kernel, "/checkpoints", name="<b>\n")
         assert odd["name"] == "<b>\n"
         assert len(server.get("api/kernels")) == 1

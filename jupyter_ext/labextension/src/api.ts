@@ -45,17 +45,22 @@ export interface IKernel {
   operation: IOperation | null;
 }
 
-/** The store, and the rules for automatic checkpoints. 0: no limit, never, all. */
-export interface IStore {
-  path: string;
-  /** Bytes. */
-  used: number;
-  quota: number;
+/** The rules for automatic checkpoints. 0: never, all. */
+export interface IRules {
   /** Minutes. */
   checkpoint_every: number;
   /** Seconds. */
   checkpoint_after: number;
   keep_last: number;
+}
+
+/** The store, and the server's rules. */
+export interface IStore extends IRules {
+  path: string;
+  /** Bytes. */
+  used: number;
+  /** 0: no limit. */
+  quota: number;
 }
 
 /** A kernel that went back to a checkpoint. */

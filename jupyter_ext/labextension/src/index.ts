@@ -92,7 +92,7 @@ function activate(
 
   const watch = (): void => {
     const notebook = notebooks.currentWidget;
-    model.watch(notebook?.context.localPath, kernelOf(notebook));
+    model.watch(notebook?.context.localPath, kernelOf(notebook), () => notebook?.model?.getMetadata('torpor'));
   };
   notebooks.currentChanged.connect(watch);
   notebooks.widgetAdded.connect((_, notebook) => {

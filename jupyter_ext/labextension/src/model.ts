@@ -1,13 +1,16 @@
 import { ServiceManager } from '@jupyterlab/services';
 import { IDisposable } from '@lumino/disposable';
 import { ISignal, Signal } from '@lumino/signaling';
-import { ICheckpoint, IKernel, IStore, Refusal, TorporAPI } from './api';
+import { ICheckpoint, IKernel, IRules, IStore, Refusal, TorporAPI } from './api';
 import { Words } from './words';
 
 /** The schema of the server's events. */
 const EVENT = 'https://events.torpor.invalid/kernel/v1';
 /** How often progress is asked for while something is done to a kernel, milliseconds. */
 const PROGRESS_MS = 400;
+
+/** The rules that a notebook can set for its kernel. */
+const RULES = ['checkpoint_every', 'checkpoint_after', 'keep_last'] as const;
 
 /** The server's kernels and checkpoints, kept up to date by its events. */
 export class TorporModel implements IDisposable {
@@ -73,8 +76,9 @@ export class TorporModel implements IDisposable {
     return this._path;
   }
 
-  /** Follow a notebook, and its kernel if it has one. */
-  watch(path: string | undefined, kernel: string | undefined): void {
+  /** Follow a notebook, and its kernel if it has one. `own` gives what the notebook's metadata says of its rules. */
+  watch(path: string | undefined, kernel: string | undefined, own: () => unknown = () => undefined): void {
+    this._own = own;
     if (kernel !== this._watched || path !== this._path) {
       this._watched = kernel;
       this._path = path;
@@ -100,6 +104,12 @@ export class TorporModel implements IDisposable {
   /** The store, if it is known yet. */
   get store(): IStore | undefined {
     return this._store;
+  }
+
+  /** The rules for the watched kernel: the server's, but for those that its notebook sets. */
+  get rules(): IRules | undefined {
+    const own = (this._own() ?? {}) as Record<string, unknown>;
+    return this._store && { ...this._store, ...Object.fromEntries(RULES.filter(name => isRule(own[name])).map(name => [name, own[name]])) };
   }
 
   /** Of a fork: the checkpoint of another kernel from which the watched one began. */
@@ -207,6 +217,7 @@ export class TorporModel implements IDisposable {
   private _earlier: ICheckpoint[] = [];
   private _origin: ICheckpoint | undefined;
   private _store: IStore | undefined;
+  private _own: () => unknown = () => undefined;
   private _trouble = '';
   private _watched: string | undefined;
   private _path: string | undefined;
@@ -220,4 +231,8 @@ export class TorporModel implements IDisposable {
   private readonly _asks = new Signal<this, void>(this);
   private readonly _interrupted = new Signal<this, string>(this);
   private readonly _changed = new Signal<this, void>(this);
+}
+
+function isRule(value: unknown): boolean {
+  return typeof value === 'number' && value >= 0;
 }

@@ -47,8 +47,8 @@ export class TimelinePanel extends ReactWidget {
 
 /** How much the store holds, and what is saved and removed by itself. */
 function Store({ model, words }: IProps): JSX.Element | null {
-  const { store } = model;
-  if (!store) {
+  const { store, rules } = model;
+  if (!store || !rules) {
     return null;
   }
   const { trans } = words;
@@ -57,9 +57,9 @@ function Store({ model, words }: IProps): JSX.Element | null {
     store.quota
       ? trans.__('The store holds %1 of at most %2.', used, words.size(store.quota))
       : trans.__('The store holds %1.', used),
-    store.checkpoint_every > 0 && trans.__('Kernels are saved every %1 minutes.', store.checkpoint_every),
-    store.checkpoint_after > 0 && trans.__('Kernels are saved after cells of %1 seconds or more.', store.checkpoint_after),
-    store.keep_last > 0 && trans.__('The last %1 automatic checkpoints of a kernel are kept.', store.keep_last)
+    rules.checkpoint_every > 0 && trans.__('This kernel is saved every %1 minutes.', rules.checkpoint_every),
+    rules.checkpoint_after > 0 && trans.__('It is saved after cells of %1 seconds or more.', rules.checkpoint_after),
+    rules.keep_last > 0 && trans.__('Its last %1 automatic checkpoints are kept.', rules.keep_last)
   ];
   return (
     <p className="jp-Torpor-hint jp-Torpor-store" title={store.path}>

@@ -18,8 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import IO
 
 from torpor.errors import ImageDamaged, NotFound, Reason, Refused, StoreError
-from torpor.store import SnapshotInfo, Store
-from torpor.util.whole_files import drafted
+from torpor.store import SnapshotInfo, Store, sync_directory
 from torpor_jupyter.data.records import KERNEL_ID, MAX_RECORD, CheckpointRecord, parse
 
 SUFFIX = ".torpor"
@@ -58,11 +57,9 @@ def export(store: Store, info: SnapshotInfo, carried: Carried, path: Path) -> No
     with _draft_beside(path) as snapshot:
         store.export_file(info, snapshot)
         try:
-            with (
-                drafted(path) as fd,
-                open(fd, "wb", closefd=False) as whole,
-                tarfile.open(fileobj=whole, mode="w") as archive,
-            ):
+            whole = snapshot.with_name("whole")
+            with whole.open("xb") as file, tarfile.open(fileobj=file, mode="w") as archive:
+                os.fchmod(file.fileno(), 0o600)
                 for name, text in texts.items():
                     if text:
                         member = tarfile.TarInfo(name)
@@ -70,8 +67,12 @@ def export(store: Store, info: SnapshotInfo, carried: Carried, path: Path) -> No
                         archive.addfile(member, BytesIO(content))
                 member = tarfile.TarInfo(SNAPSHOT)
                 member.size = snapshot.stat().st_size
-                with snapshot.open("rb") as file:
-                    archive.addfile(member, file)
+                with snapshot.open("rb") as content_file:
+                    archive.addfile(member, content_file)
+            with whole.open("rb") as written:
+                os.fsync(written.fileno())
+            os.replace(whole, path)
+            sync_directory(path.parent)
         except OSError as error:
             raise StoreError(f"{path} cannot be written: {error.strerror}", advice="make room") from error
 
@@ -94,8 +95,8 @@ def import_file(store: Store, path: Path, tag: str) -> Carried:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
             texts = {name: _text(archive, name, path) for name in (RECORD, NOTEBOOK, VARIABLES)}
             try:
-                told = json.loads(texts[RECORD])
-                record = parse(CheckpointRecord, told["id"], told)
+                data = json.loads(texts[RECORD])
+                record = parse(CheckpointRecord, data["id"], data)
             except (KeyError, TypeError, ValueError) as error:
                 raise _damaged(path, f"its record cannot be read: {error}") from error
             member = _member(archive, SNAPSHOT)

@@ -156,8 +156,7 @@ class Description(TorporHandler):
     @authorized
     async def get(self) -> None:
         """Send its description (OpenAPI)."""
-        self.set_header("Content-Type", "application/yaml")
-        self.finish(DESCRIPTION)
+        self.finish(DESCRIPTION, set_content_type="application/yaml")
 
 
 class Kernels(TorporHandler):

@@ -21,7 +21,7 @@ class Server {
     kernels: () => this.answer('kernels', this.kernels),
     checkpoints: (kernel: string) => this.answer(kernel, this.own),
     allCheckpoints: () => this.answer('all', this.all),
-    store: async () => ({ used: 5 }),
+    store: async () => ({ used: 5, checkpoint_every: 3, keep_last: 30 }),
     cancel: () => this.answer('cancel', null)
   };
 
@@ -147,4 +147,15 @@ test('while something is done to a kernel its progress is asked for, and not for
   expect(server.asked).toEqual(['kernels', 'kernels']);
   model.dispose();
   jest.useRealTimers();
+});
+
+test('a notebook has its own rules, of which what is no rule counts for nothing', async () => {
+  const { model } = made(new Server());
+  expect(model.rules).toBe(undefined);
+  await model.refresh();
+  expect(model.rules).toMatchObject({ checkpoint_every: 3, keep_last: 30 });
+  model.watch('a.ipynb', undefined, () => ({ keep_last: 2, checkpoint_every: 'often', checkpoint_after: -1, used: 7 }));
+  expect(model.rules).toEqual({ used: 5, checkpoint_every: 3, keep_last: 2 });
+  model.watch('b.ipynb', undefined);
+  expect(model.rules).toMatchObject({ keep_last: 30 });
 });
