@@ -24,6 +24,7 @@ WORDS = {
     "in_flight.py": ["pidfd", "/status is on its way", "credentials", "nobody in the tree has that name"],
     "io_uring.c": ["io_uring", "idle"],
     "leased.py": ["it has a lease (F_SETLEASE), which reading it", "it has a lease (F_SETLEASE) and is mapped"],
+    "many_signals.c": ["more than 10000 queued signals", "try again once it has received some"],
     "message_queue.c": ["1 messages lie in the POSIX message queue", "notifies process"],
     "namespace.c": ["namespace"],
     "namespace_file.py": ["a net namespace of this host"],

@@ -159,8 +159,8 @@ class Program:
         self._next += 1
 
     def log(self, name: str) -> list[str]:
-        """What one has seen."""
-        return (self.folder / f"{name}.log").read_text().splitlines()
+        """What one has seen: a name that it read may hold any bytes."""
+        return (self.folder / f"{name}.log").read_text(errors="backslashreplace").splitlines()
 
     def compare(self) -> None:
         """Whether both saw the same."""

@@ -120,7 +120,7 @@ class ProcessDump:
         self.pid = process.pid
         self.texts = texts.grab(self.pid)
         statuses = {tid: procfs.read(f"/proc/{self.pid}/task/{tid}/status") for tid in process.threads}
-        self.pending = signals.pending(statuses[self.pid], self.pid, shared=True)
+        self.pending = signals.pending(statuses[self.pid], self.pid, process.name, shared=True)
         noticed = int(self.texts.status[b"SigCgt"], 16) | signals.waiting(statuses.values())
         self.injection = Injection(process, stubs, noticed)
         self.snapshot: Snapshot | None = None
@@ -136,7 +136,10 @@ class ProcessDump:
         self._filters, reasons = seccomp.grab(process, statuses)
         if reasons:
             raise Refused(f"{process.name} cannot be kept", reasons)
-        self._thread_pending = {tid: signals.pending(status, tid, shared=False) for tid, status in statuses.items()}
+        self._thread_pending = {
+            tid: signals.pending(status, tid, f"{process.name}, thread {tid}", shared=False)
+            for tid, status in statuses.items()
+        }
         self._replies: dict[int, Replies] = {}
         self._asked_threads: dict[ThreadPart[Any, Any], Any] = {}
         self._asked_tree: dict[TreePart[Any, Any, Any], Any] = {}

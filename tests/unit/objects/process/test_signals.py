@@ -84,9 +84,9 @@ def test_a_signal_for_which_the_kernel_had_no_room_has_no_sender() -> None:
     status = b"SigPnd:\t0000000000000200\nShdPnd:\t0000000000000900\n"  # SIGUSR1; SIGKILL and SIGUSR2
     seen = [info(signal.SIGUSR2)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ptrace, "peek_pending", lambda pid, *, shared: list(seen) if shared else [])
-        assert signals.pending(status, 1, shared=False) == [info(signal.SIGUSR1)]
-        assert signals.pending(status, 1, shared=True) == seen
+        patch.setattr(ptrace, "peek_pending", lambda pid, *, shared, most: list(seen) if shared else [])
+        assert signals.pending(status, 1, "process 1", shared=False) == [info(signal.SIGUSR1)]
+        assert signals.pending(status, 1, "process 1", shared=True) == seen
     assert signals.waiting([status]) == 0xB00
 
 
