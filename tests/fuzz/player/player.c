@@ -145,15 +145,16 @@ bool has_threads(void)
 	return false;
 }
 
-static void futex(int operation, uint32_t value)
+void tell_all(void)
 {
-	syscall(SYS_futex, &shared->turn, operation, value, NULL, NULL, 0);
+	atomic_fetch_add(&shared->news, 1);
+	syscall(SYS_futex, &shared->news, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 }
 
 void done(void)
 {
 	atomic_fetch_add(&shared->turn, 1);
-	futex(FUTEX_WAKE, INT_MAX);
+	tell_all();
 }
 
 static void on_fault(int number)
@@ -288,7 +289,7 @@ void play(int actor)
 	shared->actors[me].pid = getpid();
 	shared->actors[me].tid = gettid();
 	for (;;) {
-		uint32_t turn = atomic_load(&shared->turn);
+		uint32_t news = atomic_load(&shared->news), turn = atomic_load(&shared->turn);
 
 		if (turn >= (uint32_t)shared->steps) {
 			if (!me)
@@ -303,8 +304,7 @@ void play(int actor)
 			continue;
 		}
 		see_the_end();
-		if (atomic_load(&shared->turn) == turn)
-			futex(FUTEX_WAIT, turn);
+		syscall(SYS_futex, &shared->news, FUTEX_WAIT, news, NULL, NULL, 0);
 	}
 }
 

@@ -65,8 +65,9 @@ enum {
 };
 
 struct shared {
-	_Atomic uint32_t turn; /* the number of the step that is to be done; a futex */
+	_Atomic uint32_t turn; /* the number of the step that is to be done */
 	_Atomic int ending;    /* a process that ends in this step */
+	_Atomic uint32_t news; /* counts the changes of these two; a futex */
 	int steps;
 	struct actor actors[ACTORS];
 	struct step step[STEPS];
@@ -109,7 +110,8 @@ uint32_t own_number(void);  /* of this program, and no other */
 void remove_unopened(void); /* queues that no image has */
 void remove_own(void);	    /* what would be left of it in the host's IPC namespace */
 void play(int actor);
-void done(void); /* the step is over: the next one's turn */
+void tell_all(void); /* that the turn, or what ends, is another one */
+void done(void);     /* the step is over: the next one's turn */
 static inline int fd_of(long index)
 {
 	return FIRST_FD + (int)(index % FDS);
