@@ -744,14 +744,22 @@ class SharedMemory(_message.Message):
     def __init__(self, kind: _Optional[_Union[SharedMemory.Kind, str]] = ..., name: _Optional[bytes] = ..., size: _Optional[int] = ..., seals: _Optional[int] = ..., pages: _Optional[_Union[PageTable, _Mapping]] = ..., dev: _Optional[int] = ..., ino: _Optional[int] = ..., mode: _Optional[int] = ..., sysv_id: _Optional[int] = ..., sysv_key: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., atime_ns: _Optional[int] = ..., inode_flags: _Optional[int] = ..., attributes: _Optional[_Iterable[_Union[SharedMemory.Attribute, _Mapping]]] = ...) -> None: ...
 
 class PipeBuffer(_message.Message):
-    __slots__ = ("capacity", "content", "packets")
+    __slots__ = ("capacity", "content", "runs")
     CAPACITY_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
-    PACKETS_FIELD_NUMBER: _ClassVar[int]
+    RUNS_FIELD_NUMBER: _ClassVar[int]
     capacity: int
     content: bytes
-    packets: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, capacity: _Optional[int] = ..., content: _Optional[bytes] = ..., packets: _Optional[_Iterable[int]] = ...) -> None: ...
+    runs: _containers.RepeatedCompositeFieldContainer[PipeRun]
+    def __init__(self, capacity: _Optional[int] = ..., content: _Optional[bytes] = ..., runs: _Optional[_Iterable[_Union[PipeRun, _Mapping]]] = ...) -> None: ...
+
+class PipeRun(_message.Message):
+    __slots__ = ("size", "packet")
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    PACKET_FIELD_NUMBER: _ClassVar[int]
+    size: int
+    packet: bool
+    def __init__(self, size: _Optional[int] = ..., packet: bool = ...) -> None: ...
 
 class Fd(_message.Message):
     __slots__ = ("fd", "description", "cloexec", "locks")

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from torpor.arch.x86_64 import NR
 from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description, Tree
-from torpor.objects.fds.pipes import Pipe, PipeState, fill
+from torpor.objects.fds.pipes import SPLICE_F_NONBLOCK, Pipe, PipeState, fill
 from torpor.objects.kind import (
     Describing,
     GrabbedDescriptors,
@@ -31,8 +31,6 @@ from torpor.objects.paths.opener import Identity, Opener, Openers
 from torpor.objects.sockets import common
 from torpor.remote.sys import closed_on_error, try_syscall
 
-SPLICE_F_NONBLOCK = 2
-"""Of splice(2) and tee(2)."""
 AT_EACCESS, AT_EMPTY_PATH = 0x200, 0x1000
 """Of faccessat2(2)."""
 

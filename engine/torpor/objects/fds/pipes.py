@@ -4,12 +4,16 @@ Kept: capacity, content, packet boundaries (O_DIRECT, pipe(2)), and that nobody 
 reader sees the end of file, and a writer EPIPE. A pipe whose other end is open outside of the tree is refused, except
 as standard input, output and error: the restorer's own descriptors replace these.
 
-Content is copied with tee(2), which does not consume it, to a pipe of ours.
+Content is copied with tee(2), which does not consume it, to a pipe of ours. The kernel marks each write as a packet or
+not, and the writer's flags may have changed since, or the writer may be gone. Only reads of the copy tell: a read ends
+with the first packet that it meets, and drops the rest of it (fs/pipe.c, pipe_read()).
 """
 
 from __future__ import annotations
 
+import bisect
 import fcntl
+import itertools
 import os
 import select
 import stat
@@ -21,7 +25,7 @@ from dataclasses import dataclass, field
 from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.errors import Reason, RestoreFailed
-from torpor.image.image_pb2 import Description, PipeBuffer, Tree
+from torpor.image.image_pb2 import Description, PipeBuffer, PipeRun, Tree
 from torpor.objects.kind import (
     Describing,
     GrabbedDescriptors,
@@ -37,6 +41,8 @@ from torpor.remote.sys import syscall
 # include/uapi/linux/fcntl.h; Python 3.10 has them in fcntl, older headers did not
 F_SETPIPE_SZ = 1031
 F_GETPIPE_SZ = 1032
+SPLICE_F_NONBLOCK = 2
+"""Of splice(2) and tee(2)."""
 
 
 @dataclass
@@ -48,8 +54,10 @@ class PipeState:
     """Whether any process has the other end."""
     queued: int
     """Bytes in the pipe."""
-    pieces: list[bytes] = field(default_factory=list)
-    """The content as successive reads return it: with O_DIRECT, packet by packet. Only for a read end."""
+    content: bytes = b""
+    """What is in the pipe. Only for a read end."""
+    runs: list[PipeRun] = field(default_factory=list)
+    """How it was written, all of it in turn."""
     unwritten: bool = False
     """Whether it is a named pipe's reader that never had a writer."""
     ends: list[OpenFile[PipeState]] = field(default_factory=list)
@@ -71,14 +79,14 @@ class Pipe(Kind[PipeState]):
         """Read capacity, whether the other end is open, and at a read end the content."""
         with borrowed(pidfd, held.holders[0].fd) as copy:
             capacity = fcntl.fcntl(copy, F_GETPIPE_SZ)
-            queued = struct.unpack("i", fcntl.ioctl(copy, termios.FIONREAD, bytes(4)))[0]
+            queued = unread(copy)
             poll = select.poll()
             poll.register(copy, 0)
             # fs/pipe.c, pipe_poll(): a reader without writers has POLLHUP, a writer without readers POLLERR
             alone = any(event & (select.POLLHUP | select.POLLERR) for _, event in poll.poll(0))
             state = PipeState(capacity, held.flags & os.O_ACCMODE == os.O_RDWR or not alone, queued)
             if content and queued and held.readable:
-                state.pieces = _tee(copy, capacity)
+                state.content, state.runs = _read(copy, capacity)
         return state
 
     def finish(self, mine: list[OpenFile[PipeState]], tree: GrabbedDescriptors) -> None:
@@ -100,9 +108,9 @@ class Pipe(Kind[PipeState]):
 
     def unsupported(self, held: OpenFile[PipeState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """All of the content must have been read."""
-        if tree.content and held.readable and sum(map(len, held.state.pieces)) != held.state.queued:
+        if tree.content and held.readable and len(held.state.content) != held.state.queued:
             yield Unsupported(
-                f"only {sum(map(len, held.state.pieces))} of its {held.state.queued} bytes could be read",
+                f"only {len(held.state.content)} of its {held.state.queued} bytes could be read",
                 "see /proc/sys/fs/pipe-max-size, or try again",
             )
 
@@ -118,10 +126,13 @@ class Pipe(Kind[PipeState]):
         if key not in image.pipes:
             image.pipes[key] = len(image.tree.pipes)
             pipe = image.tree.pipes.add(capacity=held.state.capacity)
-            pieces = next((end.state.pieces for end in held.state.ends if end.readable), [])
-            pipe.content = b"".join(pieces)
-            if any(end.flags & os.O_DIRECT for end in held.state.ends):
-                pipe.packets.extend(map(len, pieces))
+            reader = next((end.state for end in held.state.ends if end.readable), None)
+            if reader and reader.content:
+                pipe.content, runs = reader.content, reader.runs
+                if runs[-1].size == 1 and any(end.flags & os.O_DIRECT for end in held.state.ends):
+                    runs[-1].packet = True  # no read tells: there is nothing to drop
+                if any(run.packet for run in runs):
+                    pipe.runs.extend(runs)
         return image.pipes[key]
 
     def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
@@ -166,24 +177,81 @@ def _make(opening: Opening, number: int, flags: dict[int, int]) -> None:
         os.close(writer)
 
 
-def _tee(reader: int, capacity: int) -> list[bytes]:
-    """The content of a pipe, in the pieces in which it would be read; it stays in the pipe."""
-    ours, fill = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        fcntl.fcntl(fill, F_SETPIPE_SZ, capacity)
-        got = syscall(NR.tee, reader, fill, capacity)
-        pieces = []
-        while got > 0:
-            pieces.append(os.read(ours, capacity))
-            got -= len(pieces[-1])
-        return pieces
-    finally:
-        os.close(ours)
-        os.close(fill)
+class _Copy:
+    """A copy of a pipe's content in a pipe of ours, to be read as the content would be, which stays where it is."""
+
+    def __init__(self, reader: int, capacity: int) -> None:
+        self._out, fill = os.pipe2(os.O_CLOEXEC)
+        self._capacity = capacity
+        try:
+            fcntl.fcntl(fill, F_SETPIPE_SZ, capacity)
+            syscall(NR.tee, reader, fill, capacity)
+        except BaseException:
+            os.close(self._out)
+            raise
+        finally:
+            os.close(fill)
+
+    def __enter__(self) -> _Copy:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._out)
+
+    def read(self, size: int = 0) -> bytes:
+        """What a read of `size` bytes returns, or one of any size."""
+        return os.read(self._out, size or self._capacity)
+
+    def left(self) -> int:
+        """Bytes that are not read yet."""
+        return unread(self._out)
+
+
+class _Copies:
+    """Copies of a pipe's content from which some reads of any size have taken what they return."""
+
+    def __init__(self, reader: int, capacity: int, reads: int) -> None:
+        self._reader, self._capacity, self._reads = reader, capacity, reads
+
+    def cuts(self, at: int) -> bool:
+        """Whether a further read of `at` bytes ends within a packet, whose rest is dropped."""
+        with _Copy(self._reader, self._capacity) as copy:
+            for _ in range(self._reads):
+                copy.read()
+            left = copy.left()
+            copy.read(at)
+            return copy.left() < left - at
+
+
+def unread(reader: int) -> int:
+    """Bytes in a pipe."""
+    number: int = struct.unpack("i", fcntl.ioctl(reader, termios.FIONREAD, bytes(4)))[0]
+    return number
+
+
+def _read(reader: int, capacity: int) -> tuple[bytes, list[PipeRun]]:
+    """The content of a pipe, and how it was written; it stays in the pipe."""
+    with _Copy(reader, capacity) as copy:
+        pieces = list(iter(copy.read, b""))
+    runs = []
+    for before, piece in enumerate(pieces):
+        stream = _stream_of(_Copies(reader, capacity, before), len(piece), is_last=before == len(pieces) - 1)
+        runs += [PipeRun(size=stream)] * (stream > 0)
+        runs += [PipeRun(size=len(piece) - stream, packet=True)] * (stream < len(piece))
+    return b"".join(pieces), runs
+
+
+def _stream_of(copies: _Copies, size: int, *, is_last: bool) -> int:
+    """How many bytes of what one read returned, at its start, are no part of the packet that ended it."""
+    if is_last and (size == 1 or not copies.cuts(size - 1)):
+        return size  # it ended since there is no more
+    if size > 1 and copies.cuts(1):
+        return 0
+    return bisect.bisect_left(range(1, size), True, key=copies.cuts)
 
 
 def fill(pipe: PipeBuffer, writer: int, warnings: list[str]) -> None:
-    """Set a pipe's capacity and write its content, packet by packet if it had packets.
+    """Set a pipe's capacity and write its content, each packet as one.
 
     If other pipes of this user have used up the user's limit (pipe-user-pages-soft), the capacity is not changed;
     `warnings` says so.
@@ -202,13 +270,30 @@ def fill(pipe: PipeBuffer, writer: int, warnings: list[str]) -> None:
             )
     os.set_blocking(writer, False)
     content = memoryview(pipe.content)
-    if pipe.packets:
-        fcntl.fcntl(writer, fcntl.F_SETFL, os.O_NONBLOCK | os.O_DIRECT)
-    for size in pipe.packets or ([len(content)] if content else []):
+    runs = list(pipe.runs) or [PipeRun(size=len(content))] * bool(content)
+    for run, following in itertools.zip_longest(runs, runs[1:]):
+        fcntl.fcntl(writer, fcntl.F_SETFL, os.O_NONBLOCK | (os.O_DIRECT if run.packet else 0))
+        put = _write_apart if following and not run.packet else os.write
         try:
-            written = os.write(writer, content[:size])
+            written = put(writer, content[: run.size])
         except BlockingIOError:
             written = 0
-        if written != size:
+        if written != run.size:
             raise RestoreFailed(f"a pipe of {pipe.capacity} bytes does not take the {len(pipe.content)} bytes it held")
-        content = content[size:]
+        content = content[run.size :]
+
+
+def _write_apart(writer: int, content: memoryview) -> int:
+    """Write so that the packet which follows stands by itself; the number of bytes.
+
+    A write goes into the last page of a stream if that has room, packet or not (fs/pipe.c, pipe_write()). It never goes
+    into a page that tee(2) has put there.
+    """
+    reader, fill = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        fcntl.fcntl(fill, F_SETPIPE_SZ, max(len(content), fcntl.fcntl(fill, F_GETPIPE_SZ)))
+        os.write(fill, content)
+        return syscall(NR.tee, reader, writer, len(content), SPLICE_F_NONBLOCK)
+    finally:
+        os.close(reader)
+        os.close(fill)

@@ -26,8 +26,8 @@ _SYNCHRONOUS = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.S
 _WAITING = {True: re.compile(rb"^ShdPnd:\t(\w+)", re.M), False: re.compile(rb"^SigPnd:\t(\w+)", re.M)}
 
 MOST_QUEUED = 10_000
-"""Queued signals of a process or of a thread that are kept. Reading them under the freeze takes 0.4 s, and 60,000 of them
-more than a minute (see `ptrace.peek_pending`)."""
+"""Queued signals of a process or of a thread that are kept. The target stands still for 0.4 s while they are read; for
+60,000 of them it would be more than a minute (see `ptrace.peek_pending`)."""
 
 KERNEL_SIGACTION = struct.Struct("<QQQQ")
 """struct kernel_sigaction on x86-64: handler, flags, restorer, mask."""
