@@ -36,6 +36,9 @@ from torpor.objects.process import daemons
 from torpor.procfs import Mapping
 from torpor.util import settings
 
+_LAG_NS = 100_000_000
+"""Nanoseconds by which the time of a file that a job makes may lie before the job's start: it is that of the last tick
+(fs/inode.c, current_time())."""
 _AT_ONCE = 4
 """The most files of the largest size."""
 
@@ -106,7 +109,8 @@ class SmallFiles:
             written: whether the tree may write to it.
         """
         wanted = stat.S_ISREG(status.st_mode) and status.st_nlink and status.st_uid == self._uid
-        if not wanted or not (written or status.st_mtime_ns >= self.began_ns) or OF_KERNEL.match(os.fsencode(path)):
+        made = status.st_mtime_ns >= self.began_ns - _LAG_NS
+        if not wanted or not (written or made) or OF_KERNEL.match(os.fsencode(path)):
             return
         if status.st_size > min(self._limit, self._left) or not self._limit or key_of(status) in self._copies:
             return

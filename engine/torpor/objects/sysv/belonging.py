@@ -30,6 +30,9 @@ RIGHTS = 0o777
 _LARGEST_STAT = 120
 """The size of a struct msqid64_ds in bytes; a struct semid64_ds is smaller."""
 _AT_ONCE = 100
+_LAG = 2.0
+"""Seconds by which the time of a use may lie before the start of its process, at most. It is cut to a second, and of a
+clock that only a tick moves on (kernel/time/timekeeping.c, ktime_get_real_seconds())."""
 
 
 @dataclass
@@ -56,7 +59,20 @@ class Users:
 
     def did(self, pid: int, moment: int) -> bool:
         """Whether it was a process of the tree that did something, in its lifetime: PIDs are reused."""
-        return pid in self._members and self._started(pid) <= moment + 1
+        return pid in self._members and self._started(pid) <= moment + _LAG
+
+    def may_have(self, pid: int, moment: int) -> bool:
+        """Whether a process of the tree has the PID, but began later, by this host's clock: see `unclear`."""
+        return pid in self._members and not self.did(pid, moment)
+
+    @staticmethod
+    def unclear(pid: int, what: str) -> Reason:
+        """Why what nobody but a process with this PID has used can neither be kept nor left out."""
+        return reason(
+            pid,
+            f"{what} used by a process with its PID, before it began by this host's clock. If the clock was set since,"
+            " this is its own; if not, remove it (ipcrm)",
+        )
 
     def note(self, found: Found, number: int, what: str, calls: Iterable[int], uses: Iterable[tuple[int, int]]) -> None:
         """Add an object to what was found if it belongs to the tree; and why not, if others have used it too.
@@ -71,10 +87,13 @@ class Users:
         uses = list(uses)
         mine = [pid for pid, moment in uses if self.did(pid, moment)]
         if not mine and not any((call, number) in self._waited for call in calls):
+            found.reasons += [
+                self.unclear(pid, f"{what} {number} were") for pid, moment in uses if self.may_have(pid, moment)
+            ][:1]
             return
         found.ids.append(number)
         others = [
-            pid for pid, moment in uses if pid > 0 and not self.did(pid, moment) and self._started(pid) <= moment + 1
+            pid for pid, moment in uses if pid > 0 and not self.did(pid, moment) and self._started(pid) <= moment + _LAG
         ]
         if others:
             why = f"{describe_process(others[0])}, outside of the tree, has used them too"

@@ -73,8 +73,14 @@ class Segments(SystemV[Found]):
     def find(self, users: Users) -> Found:
         """Those that are made and not attached: nothing shows their content."""
         why = "it has made the System V segment {} and not attached it"
-        unattached = [row for row in rows("shm") if row["nattch"] == 0 and users.did(row["cpid"], row["ctime"])]
-        return Found(reasons=[reason(row["cpid"], why.format(row["shmid"])) for row in unattached])
+        found = Found()
+        for row in rows("shm"):
+            number, pid, moment = row["shmid"], row["cpid"], row["ctime"]
+            if row["nattch"] == 0 and users.did(pid, moment):
+                found.reasons.append(reason(pid, why.format(number)))
+            elif row["nattch"] == 0 and users.may_have(pid, moment):
+                found.reasons.append(users.unclear(pid, f"the System V segment {number} was"))
+        return found
 
     def find_all(self, ask: Ask) -> Found:
         """None: nobody outside of the tree has made any in its namespace."""

@@ -21,7 +21,8 @@ USES = {
     "by others": ([(OTHER, 200)], (), False, False),
     "by both": ([(MEMBER, 200), (OTHER, 200)], (), True, True),
     "by the tree and one that has ended": ([(MEMBER, 200), (ENDED, 200)], (), True, False),
-    "by one that had the PID before": ([(MEMBER, 90)], (), False, False),
+    "as soon as it began, by a clock that lags": ([(MEMBER, 98)], (), True, False),
+    "by one that had the PID before, and a thread waits": ([(MEMBER, 90)], (NR.semop,), True, False),
     "by nobody": ([(0, 0)], (), False, False),
     "in which a thread waits": ([(0, 0)], (NR.semop,), True, False),
     "in which a thread waits that others use": ([(OTHER, 200)], (NR.semop,), True, True),
@@ -40,6 +41,16 @@ def test_what_was_used_last_by_the_tree_belongs_to_it(use: str) -> None:
     Users([MEMBER], [(NR.semop, 7)]).note(found, 7, "the System V semaphores", calls, uses)
     assert found.ids == ([7] if belongs else [])
     assert ["outside of the tree, has used them too" in reason.why for reason in found.reasons] == [True] * shared
+
+
+def test_what_was_used_before_its_process_began_is_neither_kept_nor_left_out() -> None:
+    """The clock was set since then, or another process had the PID."""
+    found = Found()
+    Users([MEMBER]).note(found, 7, "the System V semaphores", (), [(MEMBER, 90), (MEMBER, 90), (OTHER, 10)])
+    assert found.ids == []
+    (reason,) = found.reasons
+    assert "semaphores 7 were used by a process with its PID, before it began" in reason.why
+    assert "ipcrm" in reason.why
 
 
 def test_a_tree_with_objects_needs_a_namespace_and_init_makes_them() -> None:
