@@ -188,7 +188,7 @@ class Play:
 
     def compare(self) -> list[Outcome]:
         """Play them twice; what became of each."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        _remove(self._folder)
         # Not on a disk: what it takes to be there after a loss of power is tested elsewhere.
         self._store = Path(tempfile.mkdtemp(prefix="torpor-fuzz-", dir="/dev/shm"))
         try:
@@ -412,6 +412,13 @@ class Play:
             return reading.read(reader)
 
 
+def _remove(folder: Path) -> None:
+    """Remove a folder, also what its programs have closed to themselves."""
+    if folder.exists():
+        subprocess.run(["chmod", "--recursive", "--silent", "u+rwx", folder], check=False)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def compare(player: Path, folder: Path, programs: Mapping[int, Sequence[Step]]) -> list[Outcome]:
     """Play programs beside each other, and alone those that were refused, or with which something is wrong.
 
@@ -449,7 +456,7 @@ def main(folder: str, player: str, seed: int, count: int) -> None:
         programs = {number: generate(number) for number in range(first, min(first + BESIDE, seed + count))}
         for outcome in compare(Path(player), Path(folder) / str(first), programs):
             print(json.dumps(asdict(outcome)), flush=True)
-        shutil.rmtree(Path(folder) / str(first), ignore_errors=True)
+        _remove(Path(folder) / str(first))
 
 
 if __name__ == "__main__":
