@@ -101,12 +101,12 @@ def spans() -> Iterator[tuple[str, str]]:
 
 
 def links() -> Iterator[tuple[Path, str]]:
-    """Every link, with its page."""
+    """Every link and every picture, with its page."""
     for page in PAGES:
         for token in tokens(page):
             for child in token.children or ():
-                if child.type == "link_open":
-                    yield page, str(child.attrs["href"])
+                if child.type in ("link_open", "image"):
+                    yield page, str(child.attrs["href" if child.type == "link_open" else "src"])
 
 
 def anchors(page: Path) -> set[str]:

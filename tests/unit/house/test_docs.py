@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 
 from torpor import cli, errors
@@ -33,3 +34,9 @@ def test_every_exit_code_is_documented() -> None:
     page = (ROOT / "docs/cli.md").read_text()
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.TorporError)]
     assert {kind.exit_code for kind in kinds} <= {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.M)}
+
+
+def test_pictures_show_the_figures_of_the_pages() -> None:
+    """`python docs/pictures.py` draws them."""
+    found = runpy.run_path(str(ROOT / "docs/pictures.py"))["pictures"]()
+    assert {name: (ROOT / "docs/pictures" / name).read_text() for name in found} == found

@@ -161,6 +161,17 @@ def test_what_python_calls_is_there(snippet: Snippet) -> None:
             )
 
 
+@pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: str(page.name))
+def test_what_python_needs_is_imported_before(page: Path) -> None:
+    """Every package of Torpor's, in this snippet or in one above it."""
+    imported: set[str] = set()
+    for snippet in (one for one in of_kind("python") if one.page == page.name):
+        nodes = list(ast.walk(ast.parse(snippet.text)))
+        imported |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        used = {node.value.id for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)}
+        assert {name for name in used if name.startswith("torpor")} <= imported, snippet.name
+
+
 MISSING = object()
 
 
