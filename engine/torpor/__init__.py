@@ -5,8 +5,8 @@
 
 Names are imported on first use, so that ``import torpor`` is fast.
 
-The public interface is `__all__` of `torpor`, `torpor.errors`, `torpor.store`, `torpor.image`, `torpor.processes` and
-`torpor.cli`. Everything else may change without notice.
+The public interface is `__all__` of `torpor`, `torpor.errors`, `torpor.store`, `torpor.image`, `torpor.metrics`,
+`torpor.processes` and `torpor.cli`. Everything else may change without notice.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torpor import cli as cli
     from torpor import errors as errors
     from torpor import image as image
+    from torpor import metrics as metrics
     from torpor import processes as processes
     from torpor import store as store
     from torpor.dump.checkpoint import Stats, checkpoint
@@ -47,7 +48,7 @@ __all__ = [
     "start",
 ]
 
-_MODULES = ("cli", "errors", "image", "processes", "store")
+_MODULES = ("cli", "errors", "image", "metrics", "processes", "store")
 _PLACES = {
     "Files": "torpor.restorer.restore",
     "Job": "torpor.restorer.job",

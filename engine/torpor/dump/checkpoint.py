@@ -13,17 +13,17 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Literal, TypeVar
+from functools import partial, wraps
+from typing import Any, Literal, TypeVar, cast
 
-from torpor import procfs
+from torpor import metrics, procfs
 from torpor.dump import cgroups, denied
 from torpor.dump.patience import patiently
 from torpor.dump.process_dump import HiddenFromFork, SnapshotLost
 from torpor.dump.seccomp_dry_run import dry_run
 from torpor.dump.series import Key, Series
 from torpor.dump.tree_dump import TreeDump
-from torpor.errors import CheckpointFailed, ImageDamaged, Reason, Refused, StoreError, failing
+from torpor.errors import CheckpointFailed, ImageDamaged, Reason, Refused, StoreError, TorporError, failing
 from torpor.image import image_pb2 as pb
 from torpor.image import reading
 from torpor.objects.fds import databases, descriptors, outsiders
@@ -49,6 +49,7 @@ Outside = Literal["refuse", "reset"]
 Tcp = Literal["reset", "keep"]
 T = TypeVar("T")
 
+F = TypeVar("F", bound=Callable[..., SnapshotInfo])
 FREEZE_SECONDS = 5.0
 """How long a thread may take to stop. A thread in an uninterruptible call does not stop."""
 HOLDS = (0.05, 0.1, 0.25, 1.0)
@@ -62,6 +63,24 @@ _HIDDEN = "some of its memory is hidden from a fork (MADV_DONTFORK, MADV_WIPEONF
 
 
 @inherited.raised_descriptor_limit()
+def _counted(save: F) -> F:
+    """Count each call for the metrics."""
+
+    @wraps(save)
+    def counted(*arguments: Any, stats: Stats | None = None, **options: Any) -> SnapshotInfo:
+        stats = stats or Stats()
+        try:
+            info: SnapshotInfo = save(*arguments, stats=stats, **options)
+        except TorporError as error:
+            metrics.failed("checkpoint", error)
+            raise
+        metrics.saved(stats.total_ns / 1e9, stats.pause_ns / 1e9, info.size, info.written)
+        return info
+
+    return cast(F, counted)
+
+
+@_counted
 def checkpoint(
     pid: int,
     *,

@@ -15,7 +15,7 @@ from itertools import takewhile
 from math import inf
 from typing import Literal, TypeVar
 
-from torpor import procfs
+from torpor import metrics, procfs
 from torpor.dump.series import Key, Series
 from torpor.errors import RestoreFailed, RestoreRefused, TorporError, failing
 from torpor.image import image_pb2 as pb
@@ -62,6 +62,7 @@ the foreign ones late; these could be pipe ends of another thread's tree. So onl
 
 @inherited.raised_descriptor_limit()
 def restore(
+@metrics.counts_restores
     snapshot: str | SnapshotInfo,
     *,
     store: Store | str | os.PathLike[str] | None = None,

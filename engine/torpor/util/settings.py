@@ -103,6 +103,12 @@ SETTINGS: Final = {
         ),
         Setting("limit", "how much a save may write per second; 0: any amount", size, 0, "TORPOR_LIMIT"),
         Setting("prove", "compare a woken tree with its snapshot before it runs", _yes_or_no, False, "TORPOR_PROVE"),
+        Setting(
+            "metrics",
+            "the directory of node_exporter's textfile collector, for docs/metrics.md",
+            _directory,
+            variable="TORPOR_METRICS",
+        ),
         Setting("run.keep-last", "how many of its snapshots `torpor run --every` keeps", _count(1), 5),
         Setting("prune.keep-last", "how many of the newest snapshots `torpor prune` keeps", _count(0)),
         Setting("prune.keep-hourly", "for how many hours it keeps the newest snapshot of the hour", _count(0)),

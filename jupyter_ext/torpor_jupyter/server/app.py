@@ -19,7 +19,7 @@ from traitlets import Bool, Enum, Float, Int, TraitError, Unicode
 from torpor.errors import SettingError
 from torpor.store import Store, default_path
 from torpor_jupyter.kernels.service import Service
-from torpor_jupyter.server import slurm
+from torpor_jupyter.server import metrics, slurm
 from torpor_jupyter.server.channels import TorporWebsocketConnection
 from torpor_jupyter.server.culling import park_when_culling
 from torpor_jupyter.server.handlers import HANDLERS, Off
@@ -133,6 +133,7 @@ class TorporApp(ExtensionApp):
             server.io_loop.run_sync(self.service.adopt)  # before the first request can ask for a session
         policy = Policy(self.checkpoint_every, self.checkpoint_after, self.keep_last)
         self._policies = Policies(self.service, loop, policy, quota=self.quota, park_below=self.park_below)
+        metrics.show()
         self._notes = PeriodicCallback(self.service.notes.write, NOTE_SECONDS * 1000)
         self._notes.start()
         if allocation := Allocation.around(os.environ):

@@ -23,7 +23,7 @@ FLOORS = [
     {"arch", "errors", "util"},
     {"procfs"},
     {"remote"},
-    {"probe", "processes", "trials"},
+    {"metrics", "probe", "processes", "trials"},
     {"image", "store"},
     {"objects"},
     {"dump", "restorer"},

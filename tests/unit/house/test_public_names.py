@@ -12,7 +12,7 @@ import pytest
 
 from tests.unit.house.test_floors import MODULES, ROOT, names_imported
 
-PUBLIC = ("torpor", "torpor.cli", "torpor.errors", "torpor.image", "torpor.processes", "torpor.store")
+PUBLIC = ("torpor", "torpor.cli", "torpor.errors", "torpor.image", "torpor.metrics", "torpor.processes", "torpor.store")
 """The engine's public modules; of each the names in its `__all__`."""
 ABOVE = ("torpor_dask", "torpor_jupyter", "torpor_slurm")
 
