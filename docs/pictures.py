@@ -34,7 +34,7 @@ def box(x: float, y: float, width: float, height: float, colour: str) -> str:
 
 # --- the two stories ---------------------------------------------------------------------------------------
 
-STEP = 118
+STEP = 128
 Story = tuple[Sequence[tuple[str, str, str]], Sequence[tuple[int, str, str]]]
 """Steps with two lines each, and what the job does meanwhile: for how many steps, in words, in a colour."""
 
@@ -134,7 +134,7 @@ def costs() -> str:
             yield from (f"<circle cx='{across}' cy='{down}' r='3.5' fill='{colour}'/>" for across, down in points)
             yield text(RIGHT + 6, points[-1][1] + 4, heading, f"fill='{colour}'")
 
-    return picture(610, 300, parts())
+    return picture(640, 300, parts())
 
 
 def pictures() -> dict[str, str]:

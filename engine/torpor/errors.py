@@ -51,8 +51,8 @@ class Reason:
     """What the user can do next, without a full stop; empty if nothing can be done."""
     passing: bool = False
     """Whether the cause may pass by itself in a moment."""
-    changed: bool = False
-    """Whether the cause is only a file that has changed, which the user may accept as it is."""
+    changed: str = ""
+    """If the cause is only a file that has changed, which the user may accept as it is: its path."""
 
     def __str__(self) -> str:
         return f"{self.subject}: {self.why}" + (f"; {self.advice}" if self.advice else "")

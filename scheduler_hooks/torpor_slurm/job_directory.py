@@ -344,7 +344,7 @@ class JobDirectory:
             self.log(f"the state was not kept: {error}")
 
     def request_files(self, restarts: int, files: Files) -> None:
-        """Ask the run after `restarts` restarts to wake the job with its files as they are, or as they were.
+        """Tell the run after `restarts` restarts what to do with files that have changed since the snapshot.
 
         Raises:
             StoreError: it cannot be written.
@@ -354,8 +354,8 @@ class JobDirectory:
     def requested_files(self, restarts: int) -> Files | None:
         """What `request_files` has asked of this run, if anything."""
         record = self._read("wanted", self.whole)
-        mine = record.get("restarts") == restarts and record.get("files") == "as-they-are"
-        return "as-they-are" if mine else None
+        asked = record.get("files") if record.get("restarts") == restarts else None
+        return asked if asked in ("as-they-are", "rolled-back") else None
 
     def log(self, words: str) -> None:
         """Add a line to the log. Errors are ignored: if the store cannot be written, the next save reports it."""

@@ -23,6 +23,8 @@ class Options:
     """If the newest snapshot cannot be woken here: wake an older one, also start anew, or fail at once."""
     rollback_files: Rollback = "append-only"
     files: Files = "as-they-were"
-    """Whether a snapshot is woken even if its files were changed in place since."""
+    """Whether a snapshot is woken even if its files were changed in place since, or with those files rolled back."""
+    with_files: tuple[str, ...] = ()
+    """Patterns of files whose content is saved, as for `torpor.checkpoint`."""
     mpi: Literal["tcp"] | None = None
     """If "tcp", MPI must not use the adapter of a fast network (mpi_environment.py)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Literal
 
 import torpor
@@ -21,8 +22,9 @@ FIRST_RATE = 100e6
 class Saving:
     """The saves of one run of a job."""
 
-    def __init__(self, directory: JobDirectory, restarts: int) -> None:
+    def __init__(self, directory: JobDirectory, restarts: int, with_files: Sequence[str] = ()) -> None:
         self.directory = directory
+        self.with_files = with_files
         self.restarts = restarts
         self.series = torpor.Series()
         self.rate = FIRST_RATE
@@ -53,6 +55,7 @@ class Saving:
                 then=then,
                 tags={RUN_TAG: str(self.restarts), "slurm-job": self.directory.job},
                 series=self.series,
+                with_files=self.with_files,
                 stats=stats,
             )
         except Exception as error:  # any error, also a defect of Torpor: the job must survive it, and runs on

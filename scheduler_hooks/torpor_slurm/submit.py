@@ -205,6 +205,11 @@ def _without_own(directive: bytes) -> bytes | None:
     return os.fsencode(f"#SBATCH {shlex.join(kept)}\n") if kept else None
 
 
-def as_options(values: Mapping[str, str | float | None]) -> list[str]:
-    """The options of `torpor run` that correspond to those of `torpor sbatch`."""
-    return [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]
+def as_options(values: Mapping[str, str | float | tuple[str, ...] | None]) -> list[str]:
+    """The options of `torpor run` that correspond to those of `torpor sbatch`. A tuple has those that are repeated."""
+    return [
+        f"--{name.replace('_', '-')}={one}"
+        for name, value in values.items()
+        for one in (value if isinstance(value, tuple) else (value,))
+        if one is not None
+    ]

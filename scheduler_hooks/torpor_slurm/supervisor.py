@@ -113,7 +113,7 @@ class Supervisor:
         self.here = Beginning(directory)
         self.record: JobRecord
         self.job: Job
-        self.saving = Saving(directory, allocation.restarts)
+        self.saving = Saving(directory, allocation.restarts, options.with_files)
         self.leaving: Finding | None = None
         """Why the job has to end, while it could not be saved yet; None otherwise."""
         self.unexplained: list[int | None] = []
@@ -179,7 +179,7 @@ class Supervisor:
         begin = partial(beginning.begin, self.directory, self.allocation, self.record, self.command, self.embedded)
         self.here = patiently(begin, self.allocation, self.directory.base)
         self.directory = self.here.directory
-        self.saving = Saving(self.directory, self.allocation.restarts)
+        self.saving = Saving(self.directory, self.allocation.restarts, self.options.with_files)
 
     def _finished_before(self, finished: Finished) -> int:
         """Exit as the command did in an earlier run."""

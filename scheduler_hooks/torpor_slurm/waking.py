@@ -35,7 +35,7 @@ def wake(here: Beginning, allocation: Allocation, options: Options, series: Seri
             directory.log(f"snapshot {snapshot.id} was not woken: {error}")
             if isinstance(error, RestoreRefused) and error.only_files:
                 way = f"`torpor slurm requeue {directory.job} --files=as-they-are`"
-                error.advice = f"to wake it with the changed files: {way}"
+                error.advice = f"to wake it with the changed files: {way}; or --files=rolled-back"
             refused.append(f"snapshot {snapshot.id} cannot be woken on {allocation.node}: {error}")
             if options.on_refused == "stop" or (options.on_refused == "older" and snapshot is here.found[-1]):
                 for words in refused[:-1]:

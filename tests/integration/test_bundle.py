@@ -146,15 +146,15 @@ torpor.restore("latest")
 """
 SYNCED = """
 import os, torpor
-from torpor.objects.paths import bundle
-sync, name, synced = os.fsync, bundle._name, set()
+from torpor.objects.paths.opener import Opener
+sync, name, synced = os.fsync, Opener.rename, set()
 def noted(fd):
     sync(fd)
     synced.add(os.fstat(fd).st_ino)
-def named(draft, *args):
+def named(self, draft, new):
     assert os.stat(draft).st_ino in synced, "if the host crashes, the name may be on disk and the content not"
-    name(draft, *args)
-os.fsync, bundle._name = noted, named
+    name(self, draft, new)
+os.fsync, Opener.rename = noted, named
 print(torpor.restore("latest", detach=True).pid)
 """
 READER = """
@@ -306,3 +306,46 @@ open("now", "w").close(); signal.sigwait({10})
         assert f"an earlier one can be woken: `torpor restore {saved[1]}`" in done.stderr
     done = as_user.run([BIN / "torpor", "restore", last])
     assert done.returncode == 10 and "earlier one" not in done.stderr, "it was asked for by its name"
+
+
+ROLLED = """
+import os, sqlite3, sys, time
+base = sqlite3.connect("base.db", isolation_level=None)
+base.execute("pragma journal_mode=wal")
+base.execute("create table steps (number)")
+log, place = open("log", "a", buffering=1), open("place", "w+b", buffering=0)
+for number in range(1, 4):
+    base.execute("insert into steps values (?)", (number,))
+    print(number, file=log)
+    os.pwrite(place.fileno(), b"%d" % number * 5000, 0)
+    open(f"done-{number}", "w").close()
+    while not os.path.exists(f"go-{number}"):
+        time.sleep(0.01)
+assert base.execute("select group_concat(number) from steps").fetchone() == ("1,2,3",)
+assert open("log").read() == "1\\n2\\n3\\n"
+assert open("place").read() == "3" * 5000
+"""
+
+
+def test_a_job_goes_back_in_time_together_with_its_files(as_user: User) -> None:
+    null = subprocess.DEVNULL
+    job = as_user.popen([sys.executable, "-c", ROLLED], cwd=as_user.tmp, stdin=null, stdout=null, stderr=null)
+    try:
+        await_file(as_user.tmp / "done-1")
+        patterns = ("*.db*", "log", str(as_user.tmp / "p*"), "*.csv")
+        files = [word for pattern in patterns for word in ("--with-files", pattern)]
+        command: list[str | Path] = [BIN / "torpor", "checkpoint", str(job.pid)]
+        done = as_user.run([*command, *files], check=True, env={"TORPOR_SMALL_FILES": "0"})
+        assert "no file that it has open for writing matches '*.csv'" in done.stderr
+        assert "base.db-shm is mapped so that writes reach it" in done.stderr, "so it stood still"
+        (as_user.tmp / "go-1").touch()
+        await_file(as_user.tmp / "done-2")
+    finally:
+        job.kill()
+        job.wait()
+    (as_user.tmp / "go-2").touch()
+    (as_user.tmp / "go-3").touch()
+    refused = woken(as_user)
+    assert (refused.returncode, "place: it was changed since" in refused.stderr) == (10, True)
+    refused = woken(as_user, "--files=rolled-back")
+    assert refused.returncode == 0, refused.stderr

@@ -319,7 +319,9 @@ def test_ps(as_user: User) -> None:
         BIN / "torpor",
         "run",
         "--every",
-        "1s",
+        "1h",
+        "--name",
+        "tides",
         "--store",
         "saves",
         "--",
@@ -329,21 +331,25 @@ def test_ps(as_user: User) -> None:
     ]
     running = as_user.popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
-    def saved() -> dict[str, Any] | None:
+    def listed_here() -> dict[str, Any] | None:
         found = [job for job in listed(as_user).values() if job["store"] == str(as_user.tmp / "saves")]
-        return found[0] if found and found[0]["snapshots"] else None
+        return found[0] if found else None
 
-    job = wait_until(saved, "it is listed with a save")
-    assert (job["name"], job["how"]) == ("python -c", "run")
-    assert job["next_ns"] == job["saved_ns"] + 10**9
+    wait_until((as_user.tmp / "count").exists, "it runs, and answers to signals")
+    assert wait_until(listed_here, "it is listed")["snapshots"] == []
+    snapshot = as_user.run([BIN / "torpor", "checkpoint", "tides", "--store", "saves"], check=True).stdout.strip()
+    job = wait_until(listed_here, "it is listed with its save")
+    assert job["snapshots"] == [snapshot]
+    assert (job["name"], job["given_name"], job["how"]) == ("python -c", "tides", "run")
+    assert job["next_ns"] == job["saved_ns"] + 3600 * 10**9
     assert job["began_ns"] < job["saved_ns"]
     words = as_user.run([BIN / "torpor", "ps"], check=True).stdout
     assert f"{job['pid']} " in words
-    assert "python -c" in words
+    assert "tides: python -c" in words
     running.send_signal(signal.SIGUSR1)
     assert running.wait(100) == 3
     assert job["pid"] not in listed(as_user)
-    as_user.run([BIN / "torpor", "restore", "latest", "--store", "saves", "--detach"], check=True)
+    as_user.run([BIN / "torpor", "restore", "tides", "--store", "saves", "--detach"], check=True)
 
     def woken() -> list[dict[str, Any]]:
         """It has begun when it began first, by a clock that the system counts in ticks."""

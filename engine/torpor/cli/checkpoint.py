@@ -11,6 +11,7 @@ import click
 
 from torpor.cli.common import (
     command_options,
+    name_option,
     note,
     parse_tags,
     print_json,
@@ -19,6 +20,7 @@ from torpor.cli.common import (
     snapshot_json,
     store_option,
     tell,
+    with_files_option,
 )
 from torpor.util.sizes import readable
 
@@ -27,8 +29,11 @@ if TYPE_CHECKING:
 
     from torpor import Stats
 
+PID_DIGITS = 10
+"""The most that a PID has."""
 
-def _complete_pids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+
+def _complete_jobs(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Offer the jobs that run under Torpor; any other process can be saved, too."""
     from click.shell_completion import CompletionItem
 
@@ -40,6 +45,7 @@ def _complete_pids(ctx: click.Context, param: click.Parameter, incomplete: str) 
     except TorporError:
         return []  # completion cannot show errors; the command itself will
     offers = [CompletionItem(str(job.pid), help=job.name) for job in found]
+    offers += [CompletionItem(job.given_name, help=job.name) for job in found if job.given_name]
     return [offer for offer in offers if offer.value.startswith(incomplete)]
 
 
@@ -53,8 +59,24 @@ def _rate(_: click.Context, param: click.Parameter, said: str | None) -> int | N
         raise click.BadParameter(str(error), param=param) from None
 
 
+def _checked(_: click.Context, param: click.Parameter, target: str) -> str:
+    if not target.strip("0") or (target.isdecimal() and len(target) > PID_DIGITS):
+        raise click.BadParameter(f"{target!r} is neither the PID of a process nor the name of a job", param=param)
+    return target
+
+
+def _pid_of(target: str) -> tuple[int, str]:
+    """The process of a PID or of a job's name, and the name that the job's snapshots have."""
+    from torpor.objects.process import jobs
+
+    if target.isdecimal():
+        return int(target), ""
+    job = jobs.find(target)
+    return job.pid, job.given_name or ("" if target in (job.name, *job.name.split()) else target)
+
+
 @click.command("checkpoint", short_help="Save a process and all that it started.")
-@click.argument("pid", type=click.IntRange(min=1), shell_complete=_complete_pids)
+@click.argument("target", metavar="PID|NAME", callback=_checked, shell_complete=_complete_jobs)
 @store_option
 @click.option(
     "--then",
@@ -86,30 +108,38 @@ def _rate(_: click.Context, param: click.Parameter, said: str | None) -> int | N
     callback=_rate,
     help="The most bytes to write per second, such as 200M; 0: any amount. [default: `torpor config`]",
 )
+@with_files_option
+@name_option
 @click.option("--stats", "wanted", is_flag=True, help="Print the costs, too.")
 @click.option("--tag", "tags", metavar="K=V", multiple=True, callback=parse_tags, help="A label; may be repeated.")
 @command_options
 def command(
-    pid: int,
+    target: str,
     store: str | None,
     then: Literal["run", "stop", "kill"],
     outside: Literal["refuse", "reset"],
     tcp: Literal["reset", "keep"],
     bundle_files: bool,
     limit: int | None,
+    with_files: tuple[str, ...],
+    name: str | None,
     wanted: bool,
     tags: dict[str, str],
     as_json: bool,
 ) -> None:
-    """Save process PID and all that it started; print the snapshot's id.
+    """Save process PID, or the job NAME of `torpor ps`, and all that it started; print the snapshot's id.
 
     If it cannot be saved, or is to be stopped or killed and could not be woken here, nothing happens to it: it runs on.
     """
     import torpor
     from torpor import procfs
     from torpor.errors import Reason, Refused
+    from torpor.store import NAME
 
     reset_sigchld()
+    pid, called = _pid_of(target)
+    if name := name or tags.get(NAME) or called:
+        tags[NAME] = name
     if pid in procfs.ancestry(os.getpid()):
         why = "this command runs below it, and would be frozen with it"
         raise Refused(
@@ -129,6 +159,7 @@ def command(
                 tcp=tcp,
                 bundle_files=bundle_files,
                 limit=limit,
+                with_files=with_files,
                 stats=stats,
             )
     except KeyboardInterrupt as interrupt:

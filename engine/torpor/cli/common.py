@@ -85,7 +85,7 @@ def open_store(path: str | None) -> Store:
 
 
 class SnapshotType(ParamType):
-    """A snapshot: its id, a unique beginning of it, or ``latest``. Supports shell completion."""
+    """A snapshot: its id, its name, a unique beginning of the id, or ``latest``. Supports shell completion."""
 
     name = "snapshot"
 
@@ -94,13 +94,15 @@ class SnapshotType(ParamType):
         from click.shell_completion import CompletionItem
 
         from torpor.errors import TorporError
-        from torpor.store import Store
+        from torpor.store import NAME, Store
 
         try:
             infos = Store(ctx.params.get("store")).snapshots()
         except TorporError:
             return []  # completion cannot show errors; the command itself will
         offers = [(info.id, info.summary) for info in reversed(infos)]
+        names = {info.tags[NAME]: info.summary for info in infos if NAME in info.tags}
+        offers += reversed(names.items())
         offers += [(info.short, info.summary) for info in reversed(infos)] if incomplete else [("latest", "")]
         return [CompletionItem(text, help=summary) for text, summary in offers if text.startswith(incomplete)]
 
@@ -143,6 +145,35 @@ def parse_tags(_: click.Context, param: click.Parameter, values: tuple[str, ...]
         return check_tags(tags)
     except ValueError as error:
         raise click.BadParameter(str(error), param=param) from None
+
+
+def _check_name(ctx: click.Context, param: click.Parameter, name: str | None) -> str | None:
+    if name is None:
+        return None
+    if not name or name == "latest" or name.isdecimal():
+        raise click.BadParameter(f"{name!r} cannot be a name: it means something else, or nothing", param=param)
+    parse_tags(ctx, param, (f"name={name}",))
+    return name
+
+
+def name_option(function: F) -> F:
+    """Add the option --name, by which commands find the snapshot."""
+    return click.option(
+        "--name",
+        metavar="NAME",
+        callback=_check_name,
+        help="Name its snapshots: commands take NAME for the newest of them.",
+    )(function)
+
+
+def with_files_option(function: F) -> F:
+    """Add the option --with-files."""
+    return click.option(
+        "--with-files",
+        metavar="GLOB",
+        multiple=True,
+        help="Save what it has open for writing and matches GLOB, too, for `restore --files=rolled-back`; repeatable.",
+    )(function)
 
 
 # --- output -------------------------------------------------------------------------------------------------

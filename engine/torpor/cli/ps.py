@@ -22,7 +22,8 @@ HEADINGS = ("PID", "USER", "HOW", "RUNS FOR", "SAVED", "NEXT", "WHAT")
 def command(as_json: bool) -> None:
     """List the jobs under Torpor on this host that you may see: those of `torpor run`, woken ones, kernels, Slurm's.
 
-    `torpor checkpoint PID` saves one of them.
+    `torpor checkpoint` saves one of them, by its PID or its name: that of --name, of its newest snapshot, or of its
+    program or script.
     """
     from torpor.objects.process import jobs
 
@@ -54,6 +55,7 @@ def _as_json(job: RunningJob, saves: list[SnapshotInfo] | None) -> dict[str, Any
     return {
         "pid": job.pid,
         "name": printable(job.name),
+        "given_name": printable(job.given_name),
         "uid": job.uid,
         "how": job.how,
         "slurm_job": job.slurm_job,
@@ -79,5 +81,5 @@ def _row(job: RunningJob, saves: list[SnapshotInfo] | None) -> tuple[str, ...]:
         human_span(now - job.began_ns),
         human_age(saves[-1].created_ns, now) if saves else "?" if saves is None else "never",
         "" if due is None else f"in {human_span(due - now)}" if due > now else "now",
-        printable(job.name),
+        printable(f"{job.given_name}: {job.name}" if job.given_name else job.name),
     )

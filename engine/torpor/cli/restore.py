@@ -30,10 +30,11 @@ from torpor.cli.common import (
 @click.option("--explain", is_flag=True, help="Print what would be done, system call by system call, and do nothing.")
 @click.option(
     "--files",
-    type=click.Choice(["as-they-were", "as-they-are"]),
+    type=click.Choice(["as-they-were", "as-they-are", "rolled-back"]),
     default="as-they-were",
     show_default=True,
-    help="Refuse the snapshot if files were changed since, other than by growing; or use them as they are.",
+    help="Refuse the snapshot if files were changed since, other than by growing; use them as they are; or bring back "
+    "those that the job writes and whose content the snapshot has.",
 )
 @click.option(
     "--as",
@@ -55,7 +56,7 @@ def command(
     store: str | None,
     detach: bool,
     explain: bool,
-    files: Literal["as-they-were", "as-they-are"],
+    files: Literal["as-they-were", "as-they-are", "rolled-back"],
     way: Literal["best", "native", "capsule"],
     prove: bool | None,
     as_json: bool,

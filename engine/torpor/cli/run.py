@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from torpor.cli.common import DurationType, command_options, exit_as, note, store_option
+from torpor.cli.common import DurationType, command_options, exit_as, name_option, note, store_option, with_files_option
 from torpor.cli.slurm_options import slurm_options
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     metavar="N",
     help="With --every: keep the newest N of its snapshots. [default: 5; a Slurm job keeps 2]",
 )
+@with_files_option
+@name_option
 @slurm_options
 @click.option("--script", type=click.Path(dir_okay=False), hidden=True, help="The batch script of `torpor sbatch`.")
 @click.argument("cmd", metavar="CMD...", nargs=-1, type=click.UNPROCESSED)
@@ -33,6 +35,8 @@ def command(
     store: str | None,
     every: float | None,
     keep_last: int | None,
+    with_files: tuple[str, ...],
+    name: str | None,
     script: str | None,
     as_json: bool,
     **chosen: Any,
@@ -70,9 +74,22 @@ def command(
                 "this is no batch job (but salloc or srun): Slurm ends it with nothing saved but what --every has saved"
             )
         keep = keep_last or kept
-        return exit_as(torpor.run(cmd, store=store, every=every, keep=keep, saved=_teller(keep), failed=_not_saved))
+        return exit_as(
+            torpor.run(
+                cmd,
+                store=store,
+                every=every,
+                keep=keep,
+                tags=_tags(name),
+                with_files=with_files,
+                saved=_teller(keep),
+                failed=_not_saved,
+            )
+        )
     if keep_last is not None:
         raise click.UsageError("--keep-last is not for a Slurm job, which keeps its two newest snapshots.")
+    if name is not None:
+        raise click.UsageError("--name is not for a Slurm job, which `torpor slurm` knows by its id.")
     if is_supervised(os.environ, allocation):
         os.execvp(cmd[0], cmd)
 
@@ -87,7 +104,17 @@ def command(
     embedded = None if script is None else Script(*embedded_script(script))
     if embedded is not None:
         cmd = (str(directory.script(embedded.name)), *cmd)
-    return exit_as(supervise(cmd, allocation, directory, Options(every=every, **chosen), embedded))
+    return exit_as(
+        supervise(cmd, allocation, directory, Options(every=every, with_files=with_files, **chosen), embedded)
+    )
+
+
+def _tags(name: str | None) -> dict[str, str]:
+    if name is None:
+        return {}
+    from torpor.store import NAME
+
+    return {NAME: name}
 
 
 def _teller(keep: int) -> Callable[[SnapshotInfo], None]:

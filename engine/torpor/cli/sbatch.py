@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from torpor.cli.common import DurationType, command_options, print_json, store_option
+from torpor.cli.common import DurationType, command_options, print_json, store_option, with_files_option
 from torpor.cli.slurm_options import slurm_options
 
 
@@ -21,6 +21,7 @@ from torpor.cli.slurm_options import slurm_options
 @click.option(
     "--every", type=DurationType(), metavar="TIME", help="Also save the job at this interval: 90s, 10m, 1h30m."
 )
+@with_files_option
 @slurm_options
 @click.argument("arguments", metavar="[--] [SBATCH ARGUMENTS] SCRIPT [ARGUMENTS]", nargs=-1, type=click.UNPROCESSED)
 @command_options

@@ -44,14 +44,17 @@ def status(job: str | None, store: str | None, as_json: bool) -> None:
 @click.argument("job", metavar="JOBID")
 @click.option(
     "--files",
-    type=click.Choice(["as-they-were", "as-they-are"]),
+    type=click.Choice(["as-they-were", "as-they-are", "rolled-back"]),
     default="as-they-were",
     show_default=True,
-    help="Whether to refuse to wake it if files were changed in place since; for its next run only.",
+    help="If files were changed in place since the snapshot: refuse to wake it, use them as they are, or bring those "
+    "back that it has; for its next run only.",
 )
 @store_option
 @command_options
-def requeue(job: str, files: Literal["as-they-were", "as-they-are"], store: str | None, as_json: bool) -> None:
+def requeue(
+    job: str, files: Literal["as-they-were", "as-they-are", "rolled-back"], store: str | None, as_json: bool
+) -> None:
     """Requeue a job that was saved, or whose snapshots could not be woken: it then continues."""
     from torpor.store import Store
     from torpor_slurm.job_directory import requeue as again

@@ -21,10 +21,11 @@ def slurm_options(function: F) -> F:
         ),
         click.option(
             "--files",
-            type=click.Choice(["as-they-were", "as-they-are"]),
+            type=click.Choice(["as-they-were", "as-they-are", "rolled-back"]),
             default="as-they-were",
             show_default=True,
-            help="In a Slurm job: whether to refuse a snapshot if files were changed in place since.",
+            help="In a Slurm job, if files were changed in place since the snapshot: refuse it, use them as they are, "
+            "or bring those back that the snapshot has.",
         ),
         click.option(
             "--rollback-files",

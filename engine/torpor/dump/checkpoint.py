@@ -32,6 +32,7 @@ from torpor.objects.memory import process_memory, vmas
 from torpor.objects.memory.incremental import Before
 from torpor.objects.memory.own_pages import PageWriter, Progress, Ranges
 from torpor.objects.paths import bundle, small_files
+from torpor.objects.paths.bundle import Along, Changing
 from torpor.objects.process import daemons, seccomp, sharing, threads, tree
 from torpor.objects.registry import PROCESS_PARTS, THREAD_PARTS, TREE_PARTS
 from torpor.objects.sockets import tcp_repair
@@ -48,8 +49,8 @@ Then = Literal["run", "stop", "kill"]
 Outside = Literal["refuse", "reset"]
 Tcp = Literal["reset", "keep"]
 T = TypeVar("T")
-
 F = TypeVar("F", bound=Callable[..., SnapshotInfo])
+
 FREEZE_SECONDS = 5.0
 """How long a thread may take to stop. A thread in an uninterruptible call does not stop."""
 HOLDS = (0.05, 0.1, 0.25, 1.0)
@@ -62,7 +63,6 @@ _MOVED = (errno.EFAULT, errno.EIO)
 _HIDDEN = "some of its memory is hidden from a fork (MADV_DONTFORK, MADV_WIPEONFORK, huge pages)"
 
 
-@inherited.raised_descriptor_limit()
 def _counted(save: F) -> F:
     """Count each call for the metrics."""
 
@@ -81,6 +81,7 @@ def _counted(save: F) -> F:
 
 
 @_counted
+@inherited.raised_descriptor_limit()
 def checkpoint(
     pid: int,
     *,
@@ -93,6 +94,7 @@ def checkpoint(
     tcp: Tcp = "reset",
     series: Series | None = None,
     bundle_files: bool = False,
+    with_files: Sequence[str] = (),
     stdio: Mapping[int, int] | None = None,
     limit: int | None = None,
     stats: Stats | None = None,
@@ -115,6 +117,9 @@ def checkpoint(
         series: the earlier checkpoints of the same job; memory that was not written since the last one is not read
             again.
         bundle_files: save the content of mapped and open files too, for a host that lacks them.
+        with_files: patterns (fnmatch) of files that the tree has open or mapped for writing, whose content is saved, so
+            that `restore` can bring it back. Without a slash they are for the last part of a path. If one of them is
+            changed while it is read, the tree stands still until all are.
         stdio: descriptors of the root process that are copies of its original standard input, output or error (0, 1,
             2), if it has replaced those. Originals that are the ancestors' own standard streams are found without this.
         limit: how many bytes per second to write to the store at most; 0: any amount; None: as it is set (`torpor
@@ -160,7 +165,8 @@ def checkpoint(
     if not isinstance(store, Store):
         home.create()
     command = procfs.command_line(root)  # not under the freeze: it only names the job
-    how = _How(command, then, still, last, series, reset_outside, keep_tcp, bundle_files, stdio, stats)
+    taken_along = Along(bundle_files, tuple(os.path.abspath(one) if "/" in one else one for one in with_files))
+    how = _How(command, then, still, last, series, reset_outside, keep_tcp, taken_along, stdio, stats)
 
     def work(interruption: Interruption) -> SnapshotInfo:
         def tell(done: int, expected: int) -> None:
@@ -201,8 +207,9 @@ def _settled(root: int, writer: SnapshotWriter, how: _How, tell: Progress) -> Sn
             return patiently(root, partial(_take, root, writer, how, tell))
         except InTransaction:
             how = replace(how, amid=True)
-        except (HiddenFromFork, SnapshotLost) as error:
-            # The tree has got unforkable memory since the preflight (or an earlier checkpoint), or memory is short.
+        except (HiddenFromFork, SnapshotLost, Changing) as error:
+            # The tree has got unforkable memory since the preflight (or an earlier checkpoint), memory is short, or a
+            # file that is to be saved changes.
             if how.still:
                 raise
             how = replace(how, still=str(error))
@@ -233,7 +240,7 @@ class _How:
     series: Series | None
     reset_outside: bool
     keep_tcp: bool
-    bundle_files: bool
+    along: Along
     stdio: Mapping[int, int] | None
     stats: Stats
     hold: float = HOLDS[0]
@@ -293,7 +300,7 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
             taken.notices += daemons.notices(root)
             _of_outsiders(outsiders.find(taken.descriptors, taken.shared.nameless), taken, how.then)
             before = taken.before if writer.base else [None] * len(pages)
-            _write(image, pages, before, taken, writer, progress, bundle_files=how.bundle_files)
+            _write(image, pages, before, taken, writer, progress, how.along)
             taken.let_snapshots_go()
             image.timing.pause_ns = how.stats.pause_ns = frozen.pause_ns
             image.timing.total_ns = time.monotonic_ns() - began
@@ -452,13 +459,13 @@ def _write(
     taken: TreeDump,
     writer: SnapshotWriter,
     progress: Progress,
-    *,
-    bundle_files: bool,
+    along: Along,
 ) -> None:
     """Write all pages to the store and list them in the image."""
     with PageWriter(writer, progress) as out:
         gone = taken.files.gone if taken.files else {}
-        bundle.store(image, gone, taken.descriptors.small or (), out, everything=bundle_files)
+        small = taken.descriptors.small or ()
+        taken.notices += bundle.store(image, gone, small, out, along, frozen=not taken.forked)
         cuts = [own.cut(was) for own, was in zip(pages, before, strict=True)]  # all first: the total must be known
         out.expect(sum(end - start for cut in cuts for start, end in cut.dirty))
         for process, own, cut, was in zip(image.processes, pages, cuts, before, strict=True):

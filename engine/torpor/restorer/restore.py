@@ -25,6 +25,7 @@ from torpor.objects.memory import mapped_files, shared_memory, vmas
 from torpor.objects.memory.address_space import Sources
 from torpor.objects.paths import bundle, directories
 from torpor.objects.paths.opener import Opener, Openers
+from torpor.objects.paths.rollback import Rollback
 from torpor.objects.process import birth_order, credentials, daemons
 from torpor.objects.sockets import port_remapping
 from torpor.probe import probe
@@ -46,8 +47,9 @@ from torpor.util.workers import Thread
 K = TypeVar("K")
 Progress = Callable[[int, int], None]
 """Called with the bytes of memory filled so far and in total."""
-Files = Literal["as-they-were", "as-they-are"]
-"""Whether the tree's files must be as at the checkpoint (they may have grown), or are accepted as they are."""
+Files = Literal["as-they-were", "as-they-are", "rolled-back"]
+"""Whether the tree's files must be as at the checkpoint (they may have grown), are accepted as they are, or are brought
+back if the snapshot has their content."""
 _VERIFIED_TOGETHER = 1024
 """Blocks between two chances to cancel a verification, so that a failed restore does not wait for gigabytes."""
 CAP_SYS_RESOURCE = 24
@@ -60,9 +62,9 @@ _ALONE = threading.Lock()
 the foreign ones late; these could be pipe ends of another thread's tree. So only one tree is built at a time."""
 
 
+@metrics.counts_restores
 @inherited.raised_descriptor_limit()
 def restore(
-@metrics.counts_restores
     snapshot: str | SnapshotInfo,
     *,
     store: Store | str | os.PathLike[str] | None = None,
@@ -84,7 +86,7 @@ def restore(
     """Wake a snapshot: its processes continue where they were, with their old PIDs.
 
     Args:
-        snapshot: what `checkpoint` returned, an id, the beginning of one, or ``latest``.
+        snapshot: what `checkpoint` returned, an id, a name, the beginning of an id, or ``latest``.
         store: a store, its directory, or None for the user's own.
         detach: whether the job must outlive this process and its terminal.
         foreground: whether `Job.foreground` alone will pass signals on to the job.
@@ -96,7 +98,9 @@ def restore(
         ports: new TCP ports of listeners by their old ones, for a second tree beside the first.
         terminal: called if the job's controlling terminal was outside of the tree, with a description of it. Returns a
             terminal that controls no session; it becomes the controlling one, and replaces the terminals in `stdio`.
-        files: whether the tree's files must be as they were (they may have grown), or are accepted as they are.
+        files: whether the tree's files must be as they were (they may have grown), are accepted as they are, or those
+            that the tree may write are brought back if the snapshot has their content (see `checkpoint`, `with_files`).
+            The files that they replace are renamed; `Job.warnings` names them.
         instead_of: a later snapshot of the same job, which was killed with it. Files that the job left in /dev/shm may
             be replaced, since that snapshot has them. If it cannot be read, none is replaced.
         series: begin this series with the snapshot: its next checkpoint reads only what the tree writes from now on.
@@ -123,7 +127,7 @@ def restore(
         image = reading.read(reader)
         if ports:
             port_remapping.move(image, ports)
-        _validate(image, reader, standard, files, asked=snapshot)
+        behind = _validate(image, reader, standard, files, asked=snapshot)
         later: shared_memory.Left = frozenset()
         if instead_of is not None:
             with suppress(TorporError), _open(instead_of, store) as other:
@@ -132,7 +136,7 @@ def restore(
         if terminal is not None and (lost := ptys.lost(image)) is not None:
             given = terminal(image.ptys[lost])
             standard[:] = [given if os.isatty(number) else number for number in standard]
-        with _put_back(image, reader):
+        with _put_back(image, reader, behind):
             ways: tuple[Way, ...] = (
                 ("best", "capsule") if way == "best" and not surroundings.why_no_capsule() else (way,)
             )
@@ -156,7 +160,7 @@ def restore(
                         no_collection(),
                         _series(series, reader) as filled,
                     ):
-                        return _wake(
+                        job = _wake(
                             image,
                             reader,
                             setting,
@@ -171,6 +175,8 @@ def restore(
                             one,
                             bool(settings.get("prove").value) if prove is None else prove,
                         )
+                        job.warnings += tuple(behind.notices) if behind else ()
+                        return job
                 except PidTaken:  # by a process that started after the PIDs were found to be free
                     if setting.capsule or one == ways[-1]:
                         raise
@@ -203,11 +209,10 @@ def explain(
 
 def _validate(
     image: pb.Tree, reader: SnapshotReader, stdio: Sequence[int], files: Files, *, asked: str | SnapshotInfo
-) -> None:
+) -> Rollback | None:
     """Validate the image. If ``latest`` was asked for, suggest an earlier snapshot that can be woken."""
-    as_they_are = files == "as-they-are"
     try:
-        validate(image, reader.info.id, probe(), stdio, files_as_they_are=as_they_are)
+        return _validate_one(image, reader, stdio, files)
     except RestoreRefused as refused:
         if asked != "latest":
             raise
@@ -215,10 +220,17 @@ def _validate(
         older = takewhile(lambda info: info.id != reader.info.id, home.snapshots())
         for info in reversed([*older][-_OLDER:]):
             with suppress(TorporError), home.open(info) as one:
-                validate(reading.read(one), info.id, probe(), stdio, files_as_they_are=as_they_are)
+                _validate_one(reading.read(one), one, stdio, files)
                 refused.advice = f"an earlier one can be woken: `torpor restore {info.id}`"
                 break
         raise
+
+
+def _validate_one(image: pb.Tree, reader: SnapshotReader, stdio: Sequence[int], files: Files) -> Rollback | None:
+    behind = Rollback(reader.info.id) if files == "rolled-back" else None
+    as_they_are = files == "as-they-are"
+    validate(image, reader.info.id, probe(), stdio, files_as_they_are=as_they_are, behind=behind)
+    return behind
 
 
 def listening_ports(snapshot: str | SnapshotInfo, *, store: Store | str | os.PathLike[str] | None = None) -> set[int]:
@@ -253,9 +265,9 @@ def _stand_ins(stdio: Sequence[int]) -> Iterator[list[int]]:
 
 
 @contextmanager
-def _put_back(image: pb.Tree, reader: SnapshotReader) -> Iterator[None]:
+def _put_back(image: pb.Tree, reader: SnapshotReader, behind: Rollback | None) -> Iterator[None]:
     """Put bundled files back under their names; remove them again if the block fails."""
-    made = bundle.put_back(image, reader, Openers(image))
+    made = bundle.put_back(image, reader, Openers(image), behind)
     try:
         yield
         made.clear()

@@ -12,7 +12,7 @@ import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torpor import procfs
 from torpor.errors import NotFound, Refused, TorporError
@@ -112,6 +112,8 @@ def run(
     store: Store | str | os.PathLike[str] | None = None,
     every: float | None = None,
     keep: int | None = None,
+    tags: Mapping[str, str] | None = None,
+    with_files: Sequence[str] = (),
     saved: Callable[[SnapshotInfo], None] | None = None,
     failed: Callable[[TorporError], None] | None = None,
 ) -> int:
@@ -124,6 +126,8 @@ def run(
         store: the store for `every`, as for `checkpoint`.
         every: seconds between two saves, up to `LONGEST`; None for no saves.
         keep: how many of these snapshots stay, the newest and those that are pinned; None for all.
+        tags: stored with each snapshot; the tag ``name`` is its name.
+        with_files: as for `checkpoint`.
         saved: called with each snapshot, from another thread.
         failed: called with the error of each failed save; the command runs on. If the error ends all saving, it is
             called at once, and again when the command ends.
@@ -148,7 +152,7 @@ def run(
 
     def save() -> None:
         try:
-            _save(job, own, every, ended, saved, failed)
+            _save(job, own, every, {"tags": tags, "with_files": with_files}, ended, saved, failed)
         except Exception as error:  # any error: nothing else would report it
             tell(f"{type(error).__name__}: {error}")
 
@@ -208,6 +212,7 @@ def _save(
     job: Job,
     own: _KeptSnapshots,
     every: float,
+    options: Mapping[str, Any],
     ended: threading.Event,
     saved: Callable[[SnapshotInfo], None] | None,
     failed: Callable[[TorporError], None] | None,
@@ -219,7 +224,7 @@ def _save(
     with Series() as series:
         while not ended.wait(every):
             try:
-                snapshot = checkpoint(job.tree_pid, store=own.store, then="run", series=series)
+                snapshot = checkpoint(job.tree_pid, store=own.store, then="run", series=series, **options)
             except TorporError as error:
                 if failed is not None and not ended.is_set():
                     failed(error)

@@ -19,6 +19,7 @@ from torpor.objects.fds import descriptors
 from torpor.objects.memory import address_space, mapped_files, shared_memory, vdso
 from torpor.objects.paths import directories
 from torpor.objects.paths.opener import Openers
+from torpor.objects.paths.rollback import Rollback
 from torpor.objects.process import (
     birth_order,
     host_requirements,
@@ -56,6 +57,7 @@ def validate(
     stdio: Sequence[int],
     *,
     files_as_they_are: bool = False,
+    behind: Rollback | None = None,
     standing: bool = False,
 ) -> None:
     """Find what prevents a restore of an image on this host.
@@ -66,6 +68,7 @@ def validate(
         host: what this host can do.
         stdio: the descriptors that replace 0, 1 and 2.
         files_as_they_are: accept files that have changed since the checkpoint.
+        behind: if files are to be rolled back, notes them, and accepts that they have changed.
         standing: the tree itself still lives; conflicts with it do not count.
 
     Raises:
@@ -92,11 +95,14 @@ def validate(
         reasons += mapped_files.validate(image, openers)
         reasons += shared_memory.validate(image, openers)
         reasons += descriptors.validate(image, stdio, standing=standing)
+        reasons += behind.look(image, openers) if behind else ()
         reasons += _validate_directories(image, openers)
         reasons += validate_abilities(host)
         birth_order.arrange(image, birth_order.UNKNOWN_PID)
     if files_as_they_are:
         reasons = [reason for reason in reasons if not reason.changed]
+    if behind:
+        reasons = [reason for reason in reasons if os.fsencode(reason.changed) not in behind.paths]
     if reasons:
         raise RestoreRefused(f"snapshot {snapshot} cannot be restored here", map(_with_choice, reasons))
 

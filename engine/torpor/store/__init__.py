@@ -6,13 +6,14 @@ from torpor.store.files import as_store_errors, make_directories
 from torpor.store.known import KnownBlocks
 from torpor.store.manifest import SnapshotInfo
 from torpor.store.reader import SnapshotReader
-from torpor.store.store import Progress, Store, default_path
+from torpor.store.store import NAME, Progress, Store, default_path
 from torpor.store.writer import SnapshotWriter
 from torpor.util.sizes import readable
 from torpor.util.whole_files import sync_directory, write_whole
 
 __all__ = [
     "MAX_BLOCK",
+    "NAME",
     "BlockTable",
     "KnownBlocks",
     "Progress",

@@ -7,6 +7,7 @@ import errno
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
+from typing import Final
 
 from torpor.errors import ImageDamaged, NotFound, NotPermitted, Reason, Refused, StoreError
 from torpor.store.collect import PINNED, PruneReport, collect, look, named_packs, settle, unlink_snapshot
@@ -21,6 +22,8 @@ from torpor.store.transfer import export, import_file
 from torpor.store.writer import SnapshotWriter
 from torpor.util import settings
 
+NAME: Final = "name"
+"""The tag by which people call a snapshot."""
 Progress = Callable[[int, int], None]
 """Called with the bytes done so far and the total bytes."""
 
@@ -137,9 +140,10 @@ class Store:
             place.close()
 
     def resolve(self, text: str) -> SnapshotInfo:
-        """Find a snapshot by its id, by a unique prefix of the id or of its random part, or by ``latest``.
+        """Find a snapshot by its id, its name, a unique prefix of the id or of its random part, or by ``latest``.
 
-        Damaged snapshots are found as well: ``latest`` never silently means an older one. Raises NotFound.
+        A name is the tag ``name``; of several snapshots that have it, the newest is found. Damaged snapshots are found
+        as well: ``latest`` never silently means an older one. Raises NotFound.
         """
         infos = self.snapshots()
         if not infos:
@@ -148,7 +152,8 @@ class Store:
         if text == "latest":
             return infos[-1]
         found = [info for info in infos if text and (info.id.startswith(text) or info.short.startswith(text))]
-        found = [info for info in found if info.id == text] or found
+        named = [info for info in infos if text and info.tags.get(NAME) == text]
+        found = [info for info in found if info.id == text] or named[-1:] or found
         if len(found) == 1:
             return found[0]
         if found:
@@ -161,6 +166,7 @@ class Store:
         import difflib  # noqa: PLC0415  only for a mistake
 
         names = {name: info.id for info in infos for name in (info.id, info.short)}
+        names |= {name: name for info in infos if (name := info.tags.get(NAME))}
         near = difflib.get_close_matches(text, names, n=3)
         meant = ", ".join(dict.fromkeys(names[name] for name in near))
         raise NotFound(

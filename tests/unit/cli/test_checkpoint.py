@@ -47,11 +47,52 @@ def test_completion_offers_jobs_and_never_fails(monkeypatch: pytest.MonkeyPatch)
     def offered(incomplete: str) -> list[str]:
         parameter = checkpoint.command.params[0]
         return [
-            item.value for item in checkpoint._complete_pids(click.Context(checkpoint.command), parameter, incomplete)
+            item.value for item in checkpoint._complete_jobs(click.Context(checkpoint.command), parameter, incomplete)
         ]
 
-    found = [RunningJob(pid, 1, "job", 0, 1, "run", "", "", False, None) for pid in (12, 123, 45)]
+    found = [RunningJob(pid, 1, "job", 0, 1, "run", "", "", False, None) for pid in (12, 123)]
+    found.append(RunningJob(45, 1, "job", 0, 1, "run", "", "", False, None, "tides"))
     monkeypatch.setattr(jobs, "running", lambda: found)
-    assert (offered(""), offered("12"), offered("x")) == (["12", "123", "45"], ["12", "123"], [])
+    assert (offered(""), offered("12"), offered("x")) == (["12", "123", "45", "tides"], ["12", "123"], [])
+    assert offered("t") == ["tides"]
     monkeypatch.setattr(jobs, "running", raising(StoreError("nothing can be read")))
     assert offered("") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (("tides",), "tides"),
+        (("train.py",), "tides"),
+        (("tides", "--name", "moon"), "moon"),
+        (("tides", "--tag", "name=moon"), "moon"),
+        (("45",), None),
+        (("45", "--name", "moon"), "moon"),
+    ],
+)
+def test_a_job_by_its_name(
+    run: Torpor, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], name: str | None
+) -> None:
+    found = RunningJob(45, 1, "python3 train.py", 0, 1, "run", "", "", False, None, "tides")
+    monkeypatch.setattr(jobs, "running", lambda: [found])
+    seen: list[Any] = []
+
+    def saved(pid: int, *, tags: dict[str, str], **_: Any) -> SnapshotInfo:
+        seen.extend([pid, tags.get("name")])
+        return SnapshotInfo("id", "/store")
+
+    monkeypatch.setattr(torpor, "checkpoint", saved, raising=False)
+    assert run("checkpoint", *words)[0] == 0
+    assert seen == [45, name]
+
+
+@pytest.mark.parametrize("target", ["0", "", "00", "12345678901"])
+def test_neither_a_pid_nor_a_name(run: Torpor, target: str) -> None:
+    code, _, err = run("checkpoint", target)
+    assert (code, "neither the PID of a process nor the name of a job" in err) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["", "latest", "12", "a\nb", "x" * 1025])
+def test_a_name_must_be_one(run: Torpor, name: str) -> None:
+    assert run("checkpoint", PID, "--name", name)[0] == 2
+    assert run("run", "--name", name, "true")[0] == 2

@@ -161,7 +161,7 @@ def test_a_word_that_is_no_command(run: Torpor) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["ls", "--json", "--what"], ["ls", "--what", "--json"], ["rm", "--json"], ["checkpoint", "x", "--json"]]
+    "words", [["ls", "--json", "--what"], ["ls", "--what", "--json"], ["rm", "--json"], ["checkpoint", "0", "--json"]]
 )
 def test_a_wrong_command_line_in_json(run: Torpor, words: list[str]) -> None:
     code, out, err = run(*words)
@@ -204,6 +204,7 @@ def test_checkpoint_prints_the_id_alone(run: Torpor, monkeypatch: pytest.MonkeyP
         "tcp": "reset",
         "bundle_files": False,
         "limit": None,
+        "with_files": (),
         "stats": torpor.Stats(),
     }
     code, out, err = run("checkpoint", PID, "--json")

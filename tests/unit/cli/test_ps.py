@@ -68,3 +68,10 @@ def test_no_jobs_are_an_answer(run: Torpor, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(jobs, "running", list)
     assert run("ps") == (0, "", "no jobs\n")
     assert run("ps", "--json") == (0, "[]\n", "")
+
+
+def test_the_name_that_a_job_was_given_is_shown(run: Torpor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "running", lambda: [replace(JOB, given_name="tides")])
+    monkeypatch.setattr(jobs, "saves", lambda _: [[]])
+    assert "tides: python3 train.py" in run("ps")[1]
+    assert json.loads(run("ps", "--json")[1])[0]["given_name"] == "tides"

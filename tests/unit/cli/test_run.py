@@ -54,3 +54,16 @@ def test_a_notice_is_printed_once_and_the_limit_when_it_is_reached(capsys: pytes
 def test_there_must_be_a_command(run: Torpor) -> None:
     code, _, err = run("run", "--every", "1m")
     assert (code, "Missing argument 'CMD...'" in err) == (2, True)
+
+
+def test_its_snapshots_get_its_name(run: Torpor, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def ran(cmd: tuple[str, ...], **options: Any) -> int:
+        seen.append(options["tags"])
+        return 0
+
+    monkeypatch.setattr(torpor, "run", ran, raising=False)
+    assert run("run", "--every", "1m", "--name", "tides", "true") == (0, "", "")
+    assert run("run", "true") == (0, "", "")
+    assert seen == [{"name": "tides"}, {}]

@@ -146,8 +146,10 @@ class Rig:
         self.tried.job, self.tried.record = self.app, self.record  # type: ignore[assignment]
         return self.tried
 
-    def _checkpoint(self, pid: int, *, then: str, tags: dict[str, str], stats: Stats, **_: object) -> SnapshotInfo:
-        assert pid == self.app.tree_pid
+    def _checkpoint(
+        self, pid: int, *, then: str, tags: dict[str, str], stats: Stats, with_files: tuple[str, ...], **_: object
+    ) -> SnapshotInfo:
+        assert (pid, with_files) == (self.app.tree_pid, self.tried.options.with_files)
         stats.pause_ns = 5_000_000
         self.saves.append(then)
         self.tags.append(tags)

@@ -65,3 +65,8 @@ def test_a_save_tells_how_fast_a_save_is(rig: Rig) -> None:
     rig.size, rig.written = 1, 0
     assert rig.tried._save("run")
     assert rig.tried.saving.rate < fast, "but how slow"
+
+
+def test_files_are_saved_with_it(rig: Rig) -> None:
+    rig.supervise(Options(with_files=("*.db", "/scratch/*")))
+    assert rig.tried._save("run"), "the rig's checkpoint compares them"

@@ -147,3 +147,13 @@ def test_no_arguments_confuse_it(words: list[str]) -> None:
     except (Refused, ValueError):
         return
     assert found.name == "wrap"
+
+
+def test_options_are_handed_on() -> None:
+    chosen = {"every": 60, "mpi": None, "with_files": ("*.db", "a b"), "on_timeout": "stop"}
+    assert submit.as_options(chosen) == [
+        "--every=60",
+        "--with-files=*.db",
+        "--with-files=a b",
+        "--on-timeout=stop",
+    ]

@@ -19,7 +19,7 @@ from torpor_slurm.job_directory import JobDirectory
 from torpor_slurm.run_options import Options
 
 NEW, OLD = (SnapshotInfo(f"2026112{day}-000000000-aaaaaa", "", "tree") for day in (4, 3))
-CHANGED = RestoreRefused("no", [Reason("/data", "it was changed since", "put it back", changed=True)])
+CHANGED = RestoreRefused("no", [Reason("/data", "it was changed since", "put it back", changed="/data")])
 MISSING = RestoreRefused("no", [Reason("/lib", "it is gone", "put it back"), *CHANGED.reasons])
 
 
@@ -134,11 +134,12 @@ def test_output_is_not_cut_for_a_snapshot_that_is_refused(rig: Rig, tmp_path: Pa
     assert output.read_bytes() == b"onetwo"
 
 
-def test_files_are_taken_as_they_are_by_an_option(rig: Rig) -> None:
-    rig.supervise(Options(files="as-they-are"))
+@pytest.mark.parametrize("files", ["as-they-are", "rolled-back"])
+def test_what_becomes_of_files_is_chosen_by_an_option(rig: Rig, files: Any) -> None:
+    rig.supervise(Options(files=files))
     waking = Waking(rig, {NEW.id: None})
     rig.tried._wake()
-    assert waking.tried == [(NEW.id, "as-they-are")]
+    assert waking.tried == [(NEW.id, files)]
 
 
 def test_files_are_taken_as_they_are_in_the_run_that_was_asked_for(rig: Rig) -> None:
@@ -146,6 +147,9 @@ def test_files_are_taken_as_they_are_in_the_run_that_was_asked_for(rig: Rig) -> 
     directory = job_directory.requeue(rig.directory.path.parents[1], "12", "as-they-are")
     assert (directory.path, rig.requeued) == (rig.directory.path, ["12"])
     assert [rig.directory.requested_files(run) for run in range(3)] == [None, "as-they-are", None]
+    rig.directory.request_files(1, "rolled-back")
+    assert rig.directory.requested_files(1) == "rolled-back"
+    rig.directory.request_files(1, "as-they-are")
     rig.tried.allocation = replace(rig.allocation, restarts=1)
     waking = Waking(rig, {NEW.id: None})
     rig.tried._wake()

@@ -279,6 +279,19 @@ def test_resolve(store: Store) -> None:
             store.resolve(text)
 
 
+def test_a_name_means_the_newest_snapshot_that_has_it(store: Store) -> None:
+    first, second, other = (save(store, b"x", name=name) for name in ("tides", "tides", "moon"))
+    assert store.resolve("tides") == second
+    assert store.resolve(first.id) == first
+    alike = save(store, b"x", name=second.id)
+    assert store.resolve(second.id) == second, "an id is no other snapshot's name"
+    shadow = save(store, b"x", name=other.short[:3])
+    assert store.resolve(other.short[:3]) == shadow, "a name is no beginning of an id"
+    assert store.resolve(alike.short) == alike
+    with pytest.raises(NotFound, match="did you mean moon"):
+        store.resolve("mooon")
+
+
 def test_a_store_that_is_not_there(store: Store) -> None:
     assert store.snapshots() == []
     assert store.verify() == []

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from torpor.errors import NO_ROOM, Reason, Refused
 from torpor.objects.fds import locks
-from torpor.objects.fds.files import SQLITE
 from torpor.objects.kind import FdReference, GrabbedDescriptors, name
+from torpor.objects.paths.file_content import SQLITE
 from torpor.objects.paths.small_files import key_of
 
 _PENDING, _SHARED_LAST = 0x40000000, 0x40000000 + 511

@@ -8,10 +8,11 @@ Files without a name are in `torpor.objects.fds.unlinked`, locks in `torpor.obje
 
 A file that has lost its name is kept by another name in its directory, if it has one there.
 
-Refused: names that now lead to another file, and files below /proc/PID. A restore also refuses, unless the user accepts
-files as they are, files that were truncated, replaced or changed (`torpor.objects.paths.fingerprints`). It accepts a
-file that grew; one that the program only appends to, whatever happened to it, such as a rotated log; and an SQLite
-database on which the tree held no lock: between two transactions others may change it, and SQLite checks for that.
+Refused: names that now lead to another file, and files below /proc/PID. A restore also refuses files that were
+truncated, replaced or changed (`torpor.objects.paths.fingerprints`), unless the user accepts files as they are or has
+them rolled back (`torpor.objects.paths.rollback`). It accepts a file that grew; one that the program only appends to,
+whatever happened to it, such as a rotated log; and an SQLite database on which the tree held no lock: between two
+transactions others may change it, and SQLite checks for that.
 
 The image is not trusted with files: opening creates, truncates or writes nothing, and the type of a file is checked
 before it is opened.
@@ -45,14 +46,12 @@ from torpor.objects.kind import (
 from torpor.objects.opening import KEPT_AT_OPEN, KEPT_BY_FCNTL, Opening, words
 from torpor.objects.paths import bundle, directories, fingerprints, inode_search
 from torpor.objects.paths.directories import Folder
+from torpor.objects.paths.file_content import is_sqlite
 from torpor.objects.paths.file_names import DELETED, OF_KERNEL, lasting_name
 from torpor.objects.paths.fingerprints import Change
 from torpor.objects.paths.opener import O_TMPFILE, Opener, Openers
 from torpor.objects.paths.small_files import SmallFiles, key_of
 from torpor.remote.sys import closed_on_error
-
-SQLITE = b"SQLite format 3\0"
-"""The first bytes of an SQLite database (https://www.sqlite.org/fileformat.html)."""
 
 
 @dataclass
@@ -150,7 +149,7 @@ class RegularFile(Kind[SameFile]):
                     continue
                 written = (description.file.dev, description.file.ino) in in_place
                 if why := _changed(description, fd, in_place=written, locked=id(description) in locked):
-                    yield Reason(subject, why, "put the old file back", changed=True)
+                    yield Reason(subject, why, "put the old file back", changed=os.fsdecode(description.file.path))
             finally:
                 os.close(fd)
 
@@ -233,7 +232,7 @@ def _changed(description: Description, fd: int, *, in_place: bool, locked: bool)
     if flags & os.O_PATH or (flags & os.O_ACCMODE == os.O_WRONLY and flags & os.O_APPEND):
         return ""
     became = fingerprints.change(file, fd, in_place=in_place)
-    if became in (Change.NONE, Change.GROWN) or (not locked and _begins(fd, SQLITE)):
+    if became in (Change.NONE, Change.GROWN) or (not locked and is_sqlite(fd)):
         return ""
     if (now.st_dev, now.st_ino) != (file.dev, file.ino) and now.st_size != file.size:
         return f"another file has taken its place: {now.st_size} bytes where there were {file.size}"
@@ -241,17 +240,6 @@ def _changed(description: Description, fd: int, *, in_place: bool, locked: bool)
         where = f", and the program is at byte {file.position}" if file.position > now.st_size else ""
         return f"it was cut from {file.size} to {now.st_size} bytes{where}"
     return "it was changed since the checkpoint: its content is not the same"
-
-
-def _begins(fd: int, with_: bytes) -> bool:
-    try:
-        reader = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        return os.pread(reader, len(with_), 0) == with_
-    finally:
-        os.close(reader)
 
 
 def _keep_small(files: list[OpenFile[SameFile]], tree: GrabbedDescriptors, small: SmallFiles) -> None:

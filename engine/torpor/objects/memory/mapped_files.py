@@ -168,14 +168,15 @@ def validate(image: pb.Tree, openers: Openers) -> Iterator[Reason]:
                 yield from _validate_size(subject, image, index, status.st_size)
                 if (file.dev, file.ino) in written and fingerprints.change(file, fd, in_place=True) is Change.CHANGED:
                     why = "it was changed since the checkpoint: its content is not the same"
-                    yield Reason(subject, why, "put the old file back", changed=True)
+                    yield Reason(subject, why, "put the old file back", changed=os.fsdecode(file.path))
             elif file.build_id and build_id(fd) != file.build_id:
                 yield Reason(subject, "it is another build than the one in memory", "install that version again")
             elif not file.build_id and (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
                 needed = max((vma.offset + vma.end - vma.start for vma in _of(image, index)), default=0)
-                changed = status.st_size >= min(needed, file.size)  # else there would be pages without a file
+                usable = status.st_size >= min(needed, file.size)  # else there would be pages without a file
                 why = "its size or modification time has changed"
-                yield Reason(subject, why, "put the old file back", changed=changed)
+                path = os.fsdecode(file.path) if usable else ""
+                yield Reason(subject, why, "put the old file back", changed=path)
         except OSError as error:  # a file of the kernel
             yield Reason(subject, f"it cannot be read: {error.strerror}", "put the file back")
         finally:

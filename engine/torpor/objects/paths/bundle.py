@@ -1,13 +1,14 @@
 """Files whose content is in the image, for a host that lacks them (`torpor checkpoint --bundle-files`).
 
-Bundled are the files that are mapped, executed or open, except those of /dev/shm (which are in every image), those of
-the kernel (/proc, /sys), and files opened with O_PATH. Two kinds are always bundled, since they may exist nowhere else
-at the wake: programs whose own file is gone, and small files that the job has made
-(`torpor.objects.paths.small_files`).
+Bundled are the files that are mapped, executed or open; or, with --with-files, those of them that the tree may write
+and whose names match. Left out are those of /dev/shm (which are in every image), those of the kernel (/proc, /sys), and
+files opened with O_PATH. Two kinds are always bundled, since they may exist nowhere else at the wake: programs whose
+own file is gone, and small files that the job has made (`torpor.objects.paths.small_files`).
 
 If the tree runs on, the files are read while it runs, up to their size at the freeze: data appended meanwhile is left
-out. A file with any other change is refused. Opening a file would break a lease for writing, so a file on which the
-tree has such a lease is refused too.
+out. If a file is changed otherwise, or mapped so that writes reach it, which would not show, the checkpoint begins
+again and reads them while the tree stands still. A file that others change even so is refused. Opening a file would
+break a lease for writing, so a file on which the tree has such a lease is refused too.
 
 A restore uses a file that exists and is unchanged, not the bundled one. Programs, libraries and data that are mapped
 privately come back in memory (memfd_create(2)): the mappings have the content, but no file has their names. A file that
@@ -24,14 +25,15 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import partial
 from typing import TypeAlias
 
 from blake3 import blake3
 
 from torpor import procfs
-from torpor.arch.x86_64 import NR
-from torpor.errors import Reason, Refused, RestoreFailed
+from torpor.errors import CheckpointFailed, Reason, Refused, RestoreFailed
 from torpor.image import image_pb2 as pb
 from torpor.objects.memory.own_pages import PageWriter
 from torpor.objects.memory.shared_memory import LONGEST_NAME
@@ -39,31 +41,49 @@ from torpor.objects.paths import fingerprints
 from torpor.objects.paths.file_content import fill, make_room
 from torpor.objects.paths.file_names import MAKESHIFT, OF_KERNEL
 from torpor.objects.paths.opener import Opener, Openers
+from torpor.objects.paths.rollback import Rollback
 from torpor.objects.paths.small_files import Copy
 from torpor.remote.sys import closed_on_error, memfd_create
 from torpor.store import SnapshotReader
 
 _SHM = b"/dev/shm/"
-RENAME_NOREPLACE = 1
+_Wanted: TypeAlias = tuple[int, int, bool]
+"""Size and time of a file, and whether it may grow while it is read."""
 
 
 # ------------------------------------------------------------------------------------------ from a live tree
 
 
+class Changing(CheckpointFailed):
+    """A file changes while it is read: the tree must stand still meanwhile."""
+
+
+@dataclass(frozen=True)
+class Along:
+    """Which files to take along, besides those that every image has."""
+
+    everything: bool = False
+    """All that are mapped, executed or open."""
+    patterns: tuple[str, ...] = ()
+    """Those of them that the tree may write and whose names match one of these."""
+
+
 def store(
-    image: pb.Tree, gone: Mapping[bytes, int], small: Iterable[Copy], out: PageWriter, *, everything: bool
-) -> None:
-    """Write files to the image.
+    image: pb.Tree, gone: Mapping[bytes, int], small: Iterable[Copy], out: PageWriter, along: Along, *, frozen: bool
+) -> list[str]:
+    """Write files to the image. Returns notices for the user.
 
     Args:
         image: described.
         gone: descriptors of programs whose files are gone, by their names in the image.
         small: copies of small files.
         out: stores their pages.
-        everything: bundle all files, not only those.
+        along: which other files to write.
+        frozen: whether the tree stands still.
 
     Raises:
         Refused: a file cannot be read, or has changed since the freeze.
+        Changing: the same, and the tree has run since then.
     """
     for file in image.files:
         if file.path in gone:
@@ -74,16 +94,23 @@ def store(
             for described in _files(image, copy.name):
                 copy.note(described)
             out.store_shared(copy, _add(copy.name, copy.status, image).pages)
-    reasons = list(_store_all(image, out)) if everything else []
+    wanted, notices = _wanted(image, along)
+    known = {bundled.path for bundled in image.bundles}
+    if not frozen and (changing := (wanted.keys() - known) & _mapped_to_write(image)):
+        raise Changing(f"{os.fsdecode(min(changing))} is mapped so that writes reach it, which does not show")
+    reasons = list(_store_all(image, out, wanted))
+    if not frozen and reasons and all(reason.passing for reason in reasons):
+        raise Changing(f"{reasons[0].subject.removeprefix('the file ')} changed while it was read")
     if reasons:
         raise Refused("the tree's files cannot be bundled", reasons)
     image.folders.extend(_folders(image))
+    return notices
 
 
-def _store_all(image: pb.Tree, out: PageWriter) -> Iterator[Reason]:
+def _store_all(image: pb.Tree, out: PageWriter, wanted: Mapping[bytes, _Wanted]) -> Iterator[Reason]:
     leased = _leased(image)
     known = {bundled.path for bundled in image.bundles}
-    for path, (size, mtime_ns, may_grow) in _wanted(image).items():
+    for path, (size, mtime_ns, may_grow) in wanted.items():
         if path in known:
             continue
         subject = f"the file {os.fsdecode(path)}"
@@ -107,8 +134,25 @@ def _store_all(image: pb.Tree, out: PageWriter) -> Iterator[Reason]:
             yield Reason(subject, why, "try again while no program changes it", passing=True)
 
 
-def _wanted(image: pb.Tree) -> dict[bytes, tuple[int, int, bool]]:
-    """Size and time of every file to bundle, and whether it may grow meanwhile, by its path."""
+def _wanted(image: pb.Tree, along: Along) -> tuple[dict[bytes, _Wanted], list[str]]:
+    """The files to bundle, by their paths, and notices for the user."""
+    if along.everything:
+        return _all(image), []
+    if not along.patterns:
+        return {}, []
+    written = {path for path, _ in fingerprints.written(image)}
+    files = {path: one for path, one in _all(image).items() if path in written}
+    unused = [pattern for pattern in along.patterns if not any(_matches(path, pattern) for path in files)]
+    chosen = {path: one for path, one in files.items() if any(_matches(path, each) for each in along.patterns)}
+    return chosen, [f"no file that it has open for writing matches {pattern!r} (--with-files)" for pattern in unused]
+
+
+def _matches(path: bytes, pattern: str) -> bool:
+    return fnmatchcase(os.fsdecode(path if "/" in pattern else os.path.basename(path)), pattern)
+
+
+def _all(image: pb.Tree) -> dict[bytes, _Wanted]:
+    """Every file that can be bundled, by its path."""
     found = {file.path: (file.size, file.mtime_ns, False) for file in image.files}
     in_place = fingerprints.in_place(image)
     for description in image.descriptions:
@@ -129,6 +173,11 @@ def _files(image: pb.Tree, path: bytes) -> Iterator[fingerprints.File]:
 def _mapped_shared(image: pb.Tree) -> set[int]:
     mappings = (vma for process in image.processes for vma in process.memory.vmas)
     return {vma.file for vma in mappings if vma.kind == pb.Vma.FILE_SHARED}
+
+
+def _mapped_to_write(image: pb.Tree) -> set[bytes]:
+    mapped = fingerprints.mapped_to_write(image)
+    return {file.path for file in image.files if (file.dev, file.ino) in mapped}
 
 
 def _leased(image: pb.Tree) -> set[bytes]:
@@ -207,8 +256,8 @@ Made: TypeAlias = list[Callable[[], None]]
 """Functions that remove again what was put back, the oldest first."""
 
 
-def put_back(image: pb.Tree, reader: SnapshotReader, openers: Openers) -> Made:
-    """Put back bundled files that must have a name and whose name is free.
+def put_back(image: pb.Tree, reader: SnapshotReader, openers: Openers, behind: Rollback | None = None) -> Made:
+    """Put back bundled files that must have a name and whose name is free. Set those aside that are to be rolled back.
 
     Returns:
         Functions that remove them again.
@@ -220,6 +269,10 @@ def put_back(image: pb.Tree, reader: SnapshotReader, openers: Openers) -> Made:
     bundles = by_path(image)
     made: Made = []
     try:
+        if behind:
+            for path in behind.paths:
+                opener = openers.path(path)
+                made.append(partial(_name_again, behind.set_aside(path, opener), path, opener))
         for path in sorted(_named(image)):
             if path in bundles and not os.path.lexists(path):
                 opener = openers.path(path)
@@ -232,6 +285,11 @@ def put_back(image: pb.Tree, reader: SnapshotReader, openers: Openers) -> Made:
             raise RestoreFailed(f"a bundled file cannot be put back: {error}") from error
         raise
     return made
+
+
+def _name_again(aside: bytes, path: bytes, opener: Opener) -> None:
+    with suppress(FileExistsError):  # something took its name meanwhile
+        opener.rename(aside, path)
 
 
 def remove(made: Made) -> None:
@@ -290,7 +348,7 @@ def _put_back(bundled: pb.Bundle, reader: SnapshotReader, owner: tuple[int, int]
             os.fchmod(fd, bundled.mode & 0o777)
             os.utime(fd, ns=(bundled.mtime_ns, bundled.mtime_ns))
             os.fsync(fd)
-            _name(draft, bundled.path, opener)
+            opener.rename(draft, bundled.path)
         except BaseException:
             opener.unlink(draft)
             raise
@@ -326,19 +384,6 @@ def _remove_left(path: bytes, opener: Opener) -> None:
         raise RestoreFailed("another restore is putting the same file back", advice="try again") from None
     finally:
         os.close(fd)
-
-
-def _name(draft: bytes, path: bytes, opener: Opener) -> None:
-    """Give a file its name, but never replace another file. NFS cannot do that by renaming."""
-    now = os.path.basename(draft) + b"\0"
-    with opener.parent(path) as (folder, name):
-        try:
-            opener.call(NR.renameat2, folder, now, folder, name, RENAME_NOREPLACE)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOSYS):
-                raise
-            opener.call(NR.linkat, folder, now, folder, name, 0)
-            opener.unlink(draft)
 
 
 def in_memory(bundled: pb.Bundle, reader: SnapshotReader) -> int:

@@ -19,6 +19,8 @@ from torpor.procfs import PAGE
 from torpor.store import SnapshotReader
 from torpor.util.ranges import Range
 
+SQLITE = b"SQLite format 3\0"
+"""The first bytes of an SQLite database (https://www.sqlite.org/fileformat.html)."""
 AT_ONCE = 1 << 30
 """Bytes per read: one read transfers at most 2 GiB."""
 _COMPARED_AT_ONCE = 1 << 20
@@ -138,3 +140,15 @@ def _is_zero(fd: int, start: int, end: int) -> bool:
             if content.count(0) < len(content):
                 return False
     return True
+
+
+def is_sqlite(fd: int) -> bool:
+    """Whether a file, open in any way, is an SQLite database."""
+    try:
+        reader = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return os.pread(reader, len(SQLITE), 0) == SQLITE
+    finally:
+        os.close(reader)

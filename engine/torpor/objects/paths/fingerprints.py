@@ -143,11 +143,23 @@ def _digest_known(fd: int, was: os.stat_result, whole: bool) -> bytes:
     return found
 
 
+def writes(flags: int) -> bool:
+    """Whether a description may write."""
+    return not flags & os.O_PATH and flags & os.O_ACCMODE != os.O_RDONLY
+
+
 def writes_anywhere(flags: int, position: int, size: int) -> bool:
     """Whether a description may write, and, by its position, not only at the end of the file."""
-    if flags & os.O_PATH or flags & os.O_ACCMODE == os.O_RDONLY or flags & os.O_APPEND:
-        return False
-    return position < size
+    return writes(flags) and not flags & os.O_APPEND and position < size
+
+
+def written(image: pb.Tree) -> Iterator[tuple[bytes, File]]:
+    """The files that an image's programs may write, by their paths; a path may come several times."""
+    mapped = mapped_to_write(image)
+    yield from ((file.path, file) for file in image.files if (file.dev, file.ino) in mapped)
+    for one in image.descriptions:
+        if one.WhichOneof("kind") == "file" and writes(one.flags):
+            yield one.file.path, one.file
 
 
 def in_place(image: pb.Tree) -> set[tuple[int, int]]:

@@ -41,6 +41,7 @@ OF_FILES = 0x800001F | 1 << 9
 """CAP_CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, LINUX_IMMUTABLE, MKNOD."""
 _WITH_O_PATH = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 """openat2 accepts no other flag with O_PATH."""
+RENAME_NOREPLACE = 1
 AT_EACCESS = AT_REMOVEDIR = 0x200
 _IDS = 4
 """Real, effective, saved, and file system id."""
@@ -199,6 +200,22 @@ class Opener:
         """Remove a name."""
         with self.parent(path) as (directory, name):
             self.call(NR.unlinkat, directory, name, 0)
+
+    def rename(self, path: bytes, new: bytes) -> None:
+        """Give a file another name in its directory, but never replace another file.
+
+        Raises:
+            FileExistsError: something has the new name.
+        """
+        with self.parent(path) as (folder, name):
+            other = os.path.basename(new) + b"\0"
+            try:
+                self.call(NR.renameat2, folder, name, folder, other, RENAME_NOREPLACE)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.ENOSYS):  # NFS cannot do that
+                    raise
+                self.call(NR.linkat, folder, name, folder, other, 0)
+                self.call(NR.unlinkat, folder, name, 0)
 
     def call(self, nr: int, *args: Argument) -> int:
         """Make a system call with these credentials. Raises OSError."""

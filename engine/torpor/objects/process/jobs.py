@@ -11,10 +11,10 @@ from itertools import pairwise
 from typing import Final, Literal
 
 from torpor import procfs
-from torpor.errors import TorporError
+from torpor.errors import NotFound, TorporError
 from torpor.objects.process import daemons, tree
 from torpor.objects.process.texts import own_pid_of
-from torpor.store import SnapshotInfo, Store, default_path
+from torpor.store import NAME, SnapshotInfo, Store, default_path
 from torpor.util import durations
 from torpor.util.job_names import job_name
 
@@ -25,8 +25,8 @@ the boot.
 """
 WITH_VALUE: Final = frozenset(
     [
-        *("--every", "--files", "--keep-last", "--mpi", "--on-refused", "--on-timeout", "--rollback-files"),
-        *("--script", "--store"),
+        *("--every", "--files", "--keep-last", "--mpi", "--name", "--on-refused", "--on-timeout", "--rollback-files"),
+        *("--script", "--store", "--with-files"),
     ]
 )
 """Options of `torpor run` that take the next word as their value. The job's command begins with the first word that is
@@ -56,6 +56,8 @@ class RunningJob:
     """Whether its command or its environment says so."""
     every: float | None
     """Seconds between two saves; None: not known."""
+    given_name: str = ""
+    """By `torpor run --name`."""
 
     def is_of(self, snapshot: SnapshotInfo) -> bool:
         """Whether a snapshot is of this job: saved on this host, since it began, with its PID."""
@@ -76,6 +78,31 @@ def running() -> list[RunningJob]:
             if daemons.is_init(pid) and not _stands_in(pid):
                 found.append(_job(pid, tree.job_of(pid)))
     return sorted(found, key=lambda job: job.began_ns)
+
+
+def find(name: str) -> RunningJob:
+    """The job of a name: as it was given, or as its newest snapshot has it, or its program's or script's.
+
+    Raises:
+        NotFound: no job has this name, or several have.
+    """
+    found = running()
+    called = [job for job in found if name and job.given_name == name]
+    called = called or [job for job, saved in zip(found, saves(found), strict=True) if name in _names(saved)]
+    called = called or [job for job in found if name in (job.name, *job.name.split())]
+    if len(called) == 1:
+        return called[0]
+    if called:
+        shown = ", ".join(f"{job.pid} ({job.name})" for job in called)
+        raise NotFound(f"{name!r} is the name of {len(called)} jobs: {shown}", advice="give the PID of one")
+    raise NotFound(
+        f"no job under Torpor has the name {name!r}", advice="`torpor ps` lists them; give the PID of any other process"
+    )
+
+
+def _names(saved: Sequence[SnapshotInfo] | None) -> list[str]:
+    """The name of the newest of a job's snapshots, if it has one."""
+    return [saved[-1].tags[NAME]] if saved and NAME in saved[-1].tags else []
 
 
 def saves(jobs: Sequence[RunningJob]) -> Iterator[list[SnapshotInfo] | None]:
@@ -132,6 +159,7 @@ def _job(init: int, root: int) -> RunningJob:
         store,
         is_sure,
         every,
+        _value(command, "--name"),
     )
 
 

@@ -41,7 +41,7 @@ def saved(store: Store, image: pb.Tree) -> None:
     """Take along all files of an image."""
     with store.writer("tree") as saver:
         with PageWriter(saver, lambda done, expected: None) as out:
-            bundle.store(image, {}, (), out, everything=True)
+            bundle.store(image, {}, (), out, bundle.Along(everything=True), frozen=True)
         saver.publish(b"", "")
 
 
@@ -159,12 +159,12 @@ def test_a_draft_that_a_killed_restore_left_is_taken_over_and_one_in_use_is_not(
     opener = Openers(image).path(os.fsencode(path))
     drafts: list[int] = []
 
-    def left(draft: bytes, _: bytes, __: object) -> None:
+    def left(_: object, draft: bytes, __: bytes) -> None:
         drafts.append(os.open(draft, os.O_RDWR))
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bundle, "_name", left)
+        patch.setattr(type(opener), "rename", left)
         patch.setattr(type(opener), "unlink", lambda *_: None)  # a kill leaves it
         with pytest.raises(KeyboardInterrupt):
             put_back(store, image)
@@ -248,3 +248,53 @@ def test_a_program_comes_back_in_memory(store: Store, folder: Path) -> None:
         assert os.readlink(f"/proc/self/fd/{fd}") == "/memfd:program (deleted)"
     finally:
         os.close(fd)
+
+
+def along(store: Store, image: pb.Tree, *patterns: str, frozen: bool = True) -> list[str]:
+    """The names that are taken along for patterns, or the notices if there are any."""
+    with store.writer("tree") as saver, PageWriter(saver, lambda done, expected: None) as out:
+        notices = bundle.store(image, {}, (), out, bundle.Along(patterns=patterns), frozen=frozen)
+    return notices or [os.path.basename(os.fsdecode(one.path)) for one in image.bundles]
+
+
+@pytest.mark.parametrize(
+    ("patterns", "names"),
+    [(("*.db",), ["a.db", "b.db"]), (("b*", "*.csv"), ["b.db", "c.csv"]), (("*/job/a*",), ["a.db"]), ((), [])],
+)
+def test_what_the_tree_writes_is_chosen_by_patterns(
+    store: Store, folder: Path, patterns: tuple[str, ...], names: list[str]
+) -> None:
+    paths = [folder / name for name in ("a.db", "b.db", "c.csv")]
+    for path in paths:
+        path.write_bytes(CONTENT)
+    assert along(store, described(*paths, flags=os.O_RDWR), *patterns) == names
+
+
+def test_a_pattern_that_matches_nothing_is_told(store: Store, folder: Path) -> None:
+    (folder / "a.db").write_bytes(CONTENT)
+    told = ["no file that it has open for writing matches '*.db' (--with-files)"]
+    assert along(store, described(folder / "a.db"), "*.db") == told, "it is only read"
+
+
+def test_a_file_that_changes_while_it_is_read_is_read_again_under_the_freeze(store: Store, folder: Path) -> None:
+    path = folder / "a.db"
+    path.write_bytes(CONTENT)
+    image = described(path, flags=os.O_RDWR)
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(bundle.Changing, match=r"a\.db changed while it was read"):
+        along(store, image, "*", frozen=False)
+    del image.bundles[:]
+    with pytest.raises(Refused, match="it changed during the checkpoint"):  # by others, since the tree stands still
+        along(store, image, "*", frozen=True)
+
+
+def test_writes_through_a_mapping_do_not_show(store: Store, folder: Path) -> None:
+    path = folder / "a.db"
+    path.write_bytes(CONTENT)
+    image = described(path, flags=os.O_RDWR)
+    file, was = image.files.add(), image.descriptions[0].file
+    file.path, file.size, file.mtime_ns, file.dev, file.ino = was.path, was.size, was.mtime_ns, was.dev, was.ino
+    image.processes[0].memory.vmas.add(start=0, end=PAGE, kind=pb.Vma.FILE_SHARED, file=0, may_write=True)
+    with pytest.raises(bundle.Changing, match="mapped so that writes reach it"):
+        along(store, image, "*", frozen=False)
+    assert along(store, image, "*", frozen=True) == ["a.db"]

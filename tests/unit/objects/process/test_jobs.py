@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import torpor
+from torpor.errors import NotFound
 from torpor.objects.process import jobs
 from torpor.objects.process.jobs import RunningJob
 from torpor.store import SnapshotInfo
@@ -68,8 +69,8 @@ def test_whose_a_snapshot_is(other: dict[str, str | int], mine: bool) -> None:
 def test_a_kernel(tmp_path: Path) -> None:
     """Below an init of its own, which its server has started."""
     environment = {"JPY_PARENT_PID": "1", "TORPOR_STORE": str(tmp_path), "PATH": os.environ["PATH"]}
-    command = torpor.below_init(["sh", "-c", "echo $$; exec sleep 1000"], environment)
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as init:
+    command = torpor.below_init(["sh", "-c", "echo $$; read _"], environment)
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as init:
         assert init.stdout
         pid = int(init.stdout.readline())
         try:
@@ -83,3 +84,19 @@ def test_a_store_that_cannot_be_read(tmp_path: os.PathLike[str]) -> None:
     named = [replace(JOB, store=store) for store in ("", "/proc/self/status", os.fspath(tmp_path))]
     assert list(jobs.saves(named)) == [None, None, []]
     assert list(jobs.saves([replace(JOB, store=os.fspath(tmp_path), store_is_sure=False)])) == [None]
+
+
+def test_a_job_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = replace(JOB, pid=1, own_pid=1, given_name="tides")
+    saved = replace(JOB, pid=2, own_pid=2)
+    plain = replace(JOB, pid=3, own_pid=3, name="solver")
+    monkeypatch.setattr(jobs, "running", lambda: [given, saved, plain])
+    own = [[], [replace(SAVED, tags={"name": "sun"}), replace(SAVED, tags={"name": "moon"})], None]
+    monkeypatch.setattr(jobs, "saves", lambda _: iter(own))
+    assert [jobs.find(name) for name in ("tides", "moon", "solver")] == [given, saved, plain]
+    for name in ("python3 train.py", "train.py"):
+        with pytest.raises(NotFound, match=r"2 jobs: 1 \(python3 train.py\), 2 \("):
+            jobs.find(name)
+    for name in ("sun", "train", ""):  # the older name of its snapshots, and a part of a word
+        with pytest.raises(NotFound, match="`torpor ps` lists them"):
+            jobs.find(name)
