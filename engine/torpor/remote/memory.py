@@ -8,6 +8,7 @@ import re
 from array import array
 from collections.abc import Iterable, Sequence
 from itertools import chain
+from operator import eq
 
 from torpor.arch.x86_64 import NR, TASK_SIZE
 from torpor.errors import about
@@ -193,6 +194,20 @@ class PageMap:
                 raise
             return None
 
+    def unprotected(self, start: int, end: int) -> list[tuple[int, int]] | None:
+        """The pages in a mapping that are not write-protected: all in `written`, and more that do not matter, such as
+        addresses without a page. None if the mapping is not watched.
+
+        This takes a tenth of the time of `written`: if only PAGE_IS_WRITTEN is asked for, the kernel reads the page
+        tables alone, and not what it knows of each page (fs/proc/task_mmu.c, pagemap_scan_pmd_entry, 6.7).
+        """
+        try:
+            return self._scan(0, _PAGE_IS_WRITTEN, 0, start, end, _PM_SCAN_CHECK_WPASYNC, shown=_PAGE_IS_WRITTEN)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EINVAL, errno.ENOTTY):
+                raise
+            return None
+
     def huge(self, start: int, end: int) -> list[tuple[int, int]]:
         """The huge pages in an address range that were written since they were last protected."""
         return self._scan(_PAGE_IS_FILE, _PAGE_IS_WRITTEN | _PAGE_IS_HUGE, 0, start, end)
@@ -230,28 +245,32 @@ class PageMap:
             return []
 
     def _scan(
-        self, without: int, required: int, any_of: int, start: int = 0, end: int = TASK_SIZE, flags: int = 0
+        self,
+        without: int,
+        required: int,
+        any_of: int,
+        start: int = 0,
+        end: int = TASK_SIZE,
+        flags: int = 0,
+        shown: int = _PAGE_IS_PRESENT,
     ) -> list[tuple[int, int]]:
         """The ranges whose pages are in no category of `without`, in all of `required`, and in one of `any_of`."""
         vector = self._vector
-        found: list[tuple[int, int]] = []
+        starts, ends = array("Q"), array("Q")
         while start < end:
             argument = Words(  # struct pm_scan_arg
                 _PM_SCAN_ARG_SIZE, flags, start, end, 0, vector, _REGIONS, 0,
                 without,  # inverted
                 without | required,
                 any_of,
-                _PAGE_IS_PRESENT,
+                shown,
             )  # fmt: skip
             count = syscall(NR.ioctl, self._fd, _PAGEMAP_SCAN, argument)
-            for k in range(0, 3 * count, 3):
-                begin, stop = vector[k], vector[k + 1]
-                if found and found[-1][1] == begin:
-                    found[-1] = (found[-1][0], stop)
-                else:
-                    found.append((begin, stop))
+            starts += vector[0 : 3 * count : 3]
+            ends += vector[1 : 3 * count : 3]
             start = argument[4]  # walk_end
-        return found
+        found = list(zip(starts, ends, strict=True))
+        return union(found) if any(map(eq, ends, starts[1:])) else found
 
 
 def own_pages(

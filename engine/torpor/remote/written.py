@@ -31,6 +31,7 @@ from collections.abc import Iterator, Sequence
 from functools import reduce
 from typing import NamedTuple
 
+from torpor.procfs import PAGE
 from torpor.remote import memory
 from torpor.util.ranges import Range, intersection, subtract, union
 
@@ -52,6 +53,8 @@ _MODE_WP = 1 << 1
 
 _HUGE = 2 << 20
 """The size of the smallest huge page, in bytes."""
+_GAP = 512 * PAGE
+"""Bytes that the kernel scans in the time that one more call takes."""
 SPARED_LOOKS = 4
 """The number of looks for which a written huge page stays unprotected."""
 
@@ -110,7 +113,7 @@ class WriteWatch:
     def look(self, pid: int, mappings: Sequence[Private], *, again: bool) -> list[Range]:
         """Find the private pages of the frozen process that may have been written since the last look.
 
-        A mapping that is new since then counts as written.
+        A mapping that is new since then counts as written, and so may addresses without a page.
 
         Args:
             pid: the process.
@@ -134,19 +137,19 @@ class WriteWatch:
                 watched += ((one.start, one.end) for one in run if one.backed)
             for start, end, backed in alone:
                 large = end - start >= _HUGE
-                written = pages.written(start, end, again=again and not large)
+                written = pages.unprotected(start, end) if large else pages.written(start, end, again=again)
                 if written is None:  # new
                     found.append((start, end))
                     if again:
                         self._protect(pages, start, end)
                     continue
-                found += written
                 if again and large:
-                    # A page that becomes huge, small or written meanwhile is in one of the three results, or is not
-                    # protected.
-                    huge += (spared := pages.huge(start, end))
-                    found += spared
-                    found += pages.written(start, end, again=True, huge=False) or ()
+                    for first, last in _near(written):
+                        found += pages.written(first, last, again=True, huge=False) or ()
+                    # What is huge is left, also if it has just become so, or is not huge any more.
+                    written = pages.unprotected(start, end) or []
+                    huge += (one for first, last in _near(written) for one in pages.huge(first, last))
+                found += written
                 if backed:
                     watched.append((start, end))
             watched.sort()
@@ -181,6 +184,19 @@ class WriteWatch:
                 raise
             return
         pages.written(start, end, again=True)
+
+
+def _near(ranges: Sequence[Range]) -> Iterator[Range]:
+    """Join ranges, by address, that are so close to each other that one scan of all takes less time than two."""
+    first = last = 0
+    for start, end in ranges:
+        if start - last > _GAP:
+            if last:
+                yield first, last
+            first = start
+        last = end
+    if last:
+        yield first, last
 
 
 def _runs(mappings: Sequence[Private]) -> Iterator[list[Private]]:

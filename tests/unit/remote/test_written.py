@@ -112,6 +112,33 @@ def test_neighbours_are_looked_at_together_and_nothing_of_them_is_lost(
         watch.close()
 
 
+@pytest.mark.parametrize("again", [True, False])
+def test_a_large_mapping_is_looked_at_only_where_something_was_written(
+    monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    """There a page may be huge, so it is looked at for what is not protected before and after that is protected."""
+    scanned: list[Range] = []
+    real = PageMap.written
+
+    def noted(self: PageMap, start: int, end: int, *, again: bool, huge: bool = True) -> list[Range] | None:
+        scanned.append((start, end))
+        return real(self, start, end, again=again, huge=huge)
+
+    memory = Memory(4096)
+    for page in range(4096):
+        memory.write(page)
+    with watched(memory) as watch:
+        monkeypatch.setattr(PageMap, "written", noted)
+        for written in ({0, 1, 300, 3000, 4095}, {2000}, set()):
+            for page in written:
+                memory.write(page)
+            assert memory.pages(watch.look(os.getpid(), [memory.private], again=again)) == written
+            assert memory.pages(scanned) <= ({*range(301), 2000, 3000, 4095} if again else set())
+            scanned.clear()
+            if not again:
+                break
+
+
 def test_pages_that_had_not_been_touched_count_when_they_are() -> None:
     memory = Memory()
     with watched(memory) as watch:
