@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -335,9 +336,10 @@ def test_a_job_goes_back_in_time_together_with_its_files(as_user: User) -> None:
         patterns = ("*.db*", "log", str(as_user.tmp / "p*"), "*.csv")
         files = [word for pattern in patterns for word in ("--with-files", pattern)]
         command: list[str | Path] = [BIN / "torpor", "checkpoint", str(job.pid)]
-        done = as_user.run([*command, *files], check=True, env={"TORPOR_SMALL_FILES": "0"})
+        done = as_user.run([*command, *files, "--stats"], check=True, env={"TORPOR_SMALL_FILES": "0"})
         assert "no file that it has open for writing matches '*.csv'" in done.stderr
         assert "base.db-shm is mapped so that writes reach it" in done.stderr, "so it stood still"
+        assert re.search(r"it stood still for \d+ ms", done.stderr), "and says for how long"
         (as_user.tmp / "go-1").touch()
         await_file(as_user.tmp / "done-2")
     finally:

@@ -28,8 +28,41 @@ GIVE_WAY = {"HOST": 40, "SIZE": 40, "NEW": 40, "AGE": 16}
 """Columns that are left out, in this order, if the terminal is so narrow that fewer characters remain for WHAT."""
 
 
+class _Tags(dict[str, str]):
+    """Tags of a snapshot; one that it does not have is empty."""
+
+    def __missing__(self, _: str) -> str:
+        return ""
+
+
+def _filled(line: str, info: SnapshotInfo) -> str:
+    return line.format(**snapshot_json(info) | {"tags": _Tags(info.tags)})
+
+
+def _check_line(_: click.Context, param: click.Parameter, line: str | None) -> str | None:
+    from torpor.store import SnapshotInfo
+
+    try:
+        if line is not None:
+            _filled(line, SnapshotInfo("", ""))
+    except KeyError as error:
+        raise click.BadParameter(
+            f"a snapshot has no {error}; `torpor ls --json` shows what it has", param=param
+        ) from None
+    except (ValueError, IndexError, AttributeError, TypeError) as error:
+        raise click.BadParameter(f"{line!r} cannot be filled in: {error}", param=param) from None
+    return line
+
+
 @click.command("ls")
 @click.option("-q", "--quiet", is_flag=True, help="Print ids alone.")
+@click.option(
+    "--format",
+    "line",
+    metavar="LINE",
+    callback=_check_line,
+    help="Print LINE for each, with keys of --json in braces: '{id} {host} {tags[name]}'.",
+)
 @click.option("--tag", "tags", metavar="K=V", multiple=True, callback=parse_tags, help="With this label; repeatable.")
 @click.option("--host", help="Saved on this host.")
 @click.option("--kind", type=KINDS, help="Of this kind: tree, for process trees, or dask, for results of Dask tasks.")
@@ -38,6 +71,7 @@ GIVE_WAY = {"HOST": 40, "SIZE": 40, "NEW": 40, "AGE": 16}
 @command_options
 def command(
     quiet: bool,
+    line: str | None,
     tags: dict[str, str],
     host: str | None,
     kind: str | None,
@@ -54,8 +88,9 @@ def command(
     ][-(latest or 0) :]
     if as_json:
         print_json([snapshot_json(info) for info in infos])
-    elif quiet:
-        click.echo("".join(f"{info.id}\n" for info in infos), nl=False)
+    elif quiet or line is not None:
+        for info in infos:
+            click.echo(info.id if line is None else printable(_filled(line, info)))
     elif infos:
         _print_table(infos)
     else:

@@ -220,7 +220,8 @@ class Stats:
     """What a checkpoint cost, in nanoseconds."""
 
     pause_ns: int = 0
-    """From the first interrupt to the last detach; 0 if the tree was stopped or killed."""
+    """From the first interrupt to the last detach, also of a tree that stayed frozen until it was written; 0 if
+    the tree was stopped or killed."""
     proof_ns: int = 0
     """Time to check that a tree that was to end can be restored on this host (`torpor.dump.proof`)."""
     total_ns: int = 0
@@ -302,7 +303,8 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
             before = taken.before if writer.base else [None] * len(pages)
             _write(image, pages, before, taken, writer, progress, how.along)
             taken.let_snapshots_go()
-            image.timing.pause_ns = how.stats.pause_ns = frozen.pause_ns
+            until_now = time.monotonic_ns() - frozen.started if how.then == "run" else 0
+            image.timing.pause_ns = frozen.pause_ns or until_now
             image.timing.total_ns = time.monotonic_ns() - began
             if how.then == "kill":
                 killing.check(frozen.processes)
@@ -328,6 +330,7 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
         elif how.then == "stop":
             for process in frozen.processes.values():
                 os.kill(process.pid, signal.SIGSTOP)
+    how.stats.pause_ns = frozen.pause_ns if how.then == "run" else 0
     return published
 
 

@@ -90,6 +90,15 @@ def test_ls(run: Torpor, store: Store) -> None:
     assert [(s["id"], s["tags"]) for s in told] == [(first.id, {"owner": "ann"}), (second.id, {})]
 
 
+def test_ls_with_lines_of_ones_own(run: Torpor, store: Store) -> None:
+    first, second = save(store, name="tides"), save(store)
+    lines = f"{first.id}: {first.size}, tides\n{second.id}: {second.size}, \n"
+    assert run("ls", "--format", "{id}: {size}, {tags[name]}") == (0, lines, "")
+    for line, why in (("{nothing}", "has no 'nothing'"), ("{id", "cannot be filled in"), ("{id.x}", "cannot be")):
+        code, _, err = run("ls", "--format", line)
+        assert (code, why in " ".join(err.split())) == (2, True)
+
+
 def test_ls_of_some(run: Torpor, store: Store) -> None:
     first, second, third = save(store, owner="ann", of="x"), save(store, owner="ben"), save(store, owner="ann")
     assert run("ls", "-q") == (0, f"{first.id}\n{second.id}\n{third.id}\n", "")
