@@ -25,7 +25,7 @@ def test_groff_takes_it_without_a_warning() -> None:
         ["groff", "-man", "-Tascii", "-ww"], input=page("1.0"), capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert "Save process PID and all that it started" in " ".join(done.stdout.split())
+    assert "Save process PID, or the job NAME of `torpor ps`, and all that it started" in " ".join(done.stdout.split())
 
 
 def test_nothing_in_a_help_is_a_request() -> None:
