@@ -17,8 +17,8 @@ from types import TracebackType
 from torpor_slurm.allocation import Allocation
 
 RESTART_SECONDS, RETRY_SECONDS = 1.0, 60.0
-"""Seconds until a sentinel that has ended is started again: after it was killed by a signal, and after it failed to
-start.
+"""Seconds until a sentinel that has ended is started again, and the most after it failed to start: each failure in a
+row doubles the wait.
 
 When the next one runs, the controller is asked for the cause again: a preemption may have begun meanwhile."""
 STOP_SECONDS = 0.5
@@ -35,8 +35,7 @@ class Sentinel:
 
         Args:
             allocation: the job's.
-            trouble: called with the reason why srun cannot be started, once for each reason. Another attempt follows
-                after RETRY_SECONDS seconds.
+            trouble: called with the reason why srun cannot be started, once for each reason. Another attempt follows.
         """
         self._allocation = allocation
         self._trouble = trouble
@@ -45,6 +44,8 @@ class Sentinel:
         self.signal: int | None = None
         """The signal that ended the last step, if one did."""
         self._started = False
+        self._failures = 0
+        """How often it has failed to start, in a row."""
         self._start_at = 0.0
         """When it was last started, or is to be started again (time.monotonic())."""
 
@@ -91,11 +92,15 @@ class Sentinel:
             return False
         self.signal = code - 128 if code > 128 else None  # srun(1)
         assert self._srun.stdout
-        started = self._started or self._has_printed(self._srun)
-        self._start_at = time.monotonic() + (RESTART_SECONDS if started else RETRY_SECONDS)
+        self._start_at = time.monotonic() + self._pause(started=self._started or self._has_printed(self._srun))
         self._srun.stdout.close()
         self._srun = None
         return True
+
+    def _pause(self, *, started: bool) -> float:
+        """Seconds until the next attempt, after one that started or failed."""
+        self._failures = 0 if started else self._failures + 1
+        return min(RESTART_SECONDS * (1 << self._failures), RETRY_SECONDS)
 
     @staticmethod
     def _has_printed(srun: subprocess.Popen[bytes]) -> bool:
@@ -121,7 +126,7 @@ class Sentinel:
                 preexec_fn=_unblock if signal.pthread_sigmask(signal.SIG_BLOCK, ()) else None,  # noqa: PLW1509
             )
         except OSError as error:  # no srun, srun cannot be executed, or fork failed: this may pass
-            self._start_at += RETRY_SECONDS
+            self._start_at += self._pause(started=False)
             if (words := f"srun cannot be started: {error}") != self._printed:
                 self._printed = words
                 self._trouble(words)

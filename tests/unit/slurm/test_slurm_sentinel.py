@@ -12,7 +12,7 @@ import pytest
 from tests.unit.slurm.slurm_job import environment
 from torpor_slurm import sentinel
 from torpor_slurm.allocation import Allocation
-from torpor_slurm.sentinel import RESTART_SECONDS, RETRY_SECONDS, Sentinel
+from torpor_slurm.sentinel import RESTART_SECONDS, Sentinel
 
 PATIENCE = 100.0
 
@@ -63,20 +63,23 @@ def test_one_that_ends_before_anybody_saw_it_listen_is_soon_back(
         assert step._start_at < time.monotonic() + 2 * RESTART_SECONDS
 
 
-def test_one_that_cannot_start_never_listens_and_is_not_tried_again_soon(
+def test_one_that_cannot_start_never_listens_and_is_tried_again_later_and_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A controller that is busy for a moment does not leave a job without a warning for a minute."""
     with made(tmp_path, monkeypatch, "exit 1") as step:
         assert step._srun is not None
         step._srun.wait()
         assert not step.has_started()
         assert step.ended()
-        assert step._start_at > time.monotonic() + RETRY_SECONDS / 2
+        assert step._start_at > time.monotonic()
+        assert [step._pause(started=False) for _ in range(7)] == [4, 8, 16, 32, 60, 60, 60]
+        assert step._pause(started=True) == 1
 
 
 def test_one_that_cannot_even_be_called_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What cannot be executed, or not now, is no reason for a supervisor to end."""
-    monkeypatch.setattr(sentinel, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(sentinel, "RETRY_SECONDS", 0.0)  # the most
     told: list[str] = []
     step = made(tmp_path, monkeypatch, "", told.append)
     monkeypatch.setenv("PATH", str(tmp_path))
