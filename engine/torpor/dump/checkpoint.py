@@ -156,7 +156,7 @@ def checkpoint(
         if then != "run":
             from torpor.dump import proof  # noqa: PLC0415  it needs the restorer, other saves do not
 
-            proof.foresee()
+            proof.check_abilities()
         root = tree.job_of(pid)
         still = preflight(root, reset_outside=reset_outside, series=series, stdio=stdio)
         if then != "run":
@@ -206,7 +206,7 @@ def _settled(root: int, writer: SnapshotWriter, how: _How, tell: Progress) -> Sn
         try:
             return patiently(root, partial(_take, root, writer, how, tell))
         except InTransaction:
-            how = replace(how, amid=True)
+            how = replace(how, in_transaction=True)
         except (HiddenFromFork, SnapshotLost, Changing) as error:
             # The tree has got unforkable memory since the preflight (or an earlier checkpoint), memory is short, or a
             # file that is to be saved changes.
@@ -246,7 +246,7 @@ class _How:
     stats: Stats
     hold: float = HOLDS[0]
     """See `Frozen`."""
-    amid: bool = False
+    in_transaction: bool = False
     """Whether to save the tree even in the middle of a database transaction."""
 
 
@@ -289,7 +289,7 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
         try:
             taken.grab(reset_outside=how.reset_outside, stdio=how.stdio)
             if under_way := databases.transactions(taken.descriptors):
-                if not how.amid:
+                if not how.in_transaction:
                     raise InTransaction("the tree was not saved", under_way)
                 taken.notices += map(databases.notice, under_way)
             if how.keep_tcp:

@@ -31,8 +31,8 @@ _TOGETHER = 256
 """Blocks in a batch that is read back in order."""
 
 
-def foresee() -> None:
-    """Check what needs no image: whether this host can restore anything.
+def check_abilities() -> None:
+    """Check, without an image, whether this host can restore any tree at all.
 
     Raises:
         Refused: this host cannot restore any tree.

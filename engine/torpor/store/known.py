@@ -121,7 +121,7 @@ class KnownBlocks:
         if opened is None:
             return False
         os.close(opened[0])
-        return all(self._is_well(number, place) for number in range(len(self.packs)))
+        return all(self._is_intact(number, place) for number in range(len(self.packs)))
 
     def find(self, digest: bytes, size: int, place: Place) -> tuple[Pack, int, int] | None:
         """The pack, offset and length of a block of `size` bytes; None if it is not known or its pack is not intact."""
@@ -132,7 +132,7 @@ class KnownBlocks:
         if row is None:
             return None
         number = self.table.packs[row]
-        if number in self._retired or not self._is_well(number, place):
+        if number in self._retired or not self._is_intact(number, place):
             return None
         return self.packs[number], self.table.offsets[row], self.table.lengths[row]
 
@@ -144,7 +144,7 @@ class KnownBlocks:
             row = self._index.find(digest)
         return row
 
-    def _is_well(self, number: int, place: Place) -> bool:
+    def _is_intact(self, number: int, place: Place) -> bool:
         if number not in self._well:
             try:
                 os.close(open_pack(place, *self.packs[number]))

@@ -130,6 +130,7 @@ def _save(pid: int, name: str, stdio: dict[int, int]) -> dict[str, Any]:
 
 
 def _write_whole(folder: Path, name: str, text: str) -> None:
+    # Not torpor.store.write_whole, which syncs the folder: the kernel removes it as soon as it has the answer.
     temporary = folder / f"{name}.new"
     temporary.write_text(text)
     temporary.rename(folder / name)

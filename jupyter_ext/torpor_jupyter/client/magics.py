@@ -147,6 +147,7 @@ def _label(checkpoint: dict[str, Any]) -> str:
 
 
 def _size(size: float) -> str:
+    # Not torpor.cli.readable, which would import a command line into the kernel.
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

@@ -71,6 +71,7 @@ def ask_once(name: str, job: Mapping[str, str], ask: Callable[[], str]) -> str:
     with suppress(FileNotFoundError):
         return (directory / name).read_text()
     value = ask()
+    # Not torpor.store.write_whole: this process imports little. After a crash the answer is only asked for again.
     temporary = directory / f".{name}.{os.urandom(8).hex()}"
     temporary.write_text(value)
     temporary.rename(directory / name)
