@@ -293,7 +293,7 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
                     raise InTransaction("the tree was not saved", under_way)
                 taken.notices += map(databases.notice, under_way)
             if how.keep_tcp:
-                descriptors.choose_kept(taken.descriptors)
+                descriptors.choose_for_repair(taken.descriptors)
             if taken.forked:
                 frozen.thaw()
             calm.close()
@@ -322,7 +322,7 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
             raise
         if how.then == "kill":
             with tcp_repair.Hold() as hold:
-                descriptors.hold_kept(taken.descriptors, hold)
+                descriptors.hold_for_repair(taken.descriptors, hold)
                 descriptors.arm_reset(taken.descriptors)
                 wrong = killing.kill(frozen.processes)
                 hold.save(published.id)

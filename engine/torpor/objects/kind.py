@@ -425,12 +425,12 @@ def copy_unless_ended(holder: FdReference) -> int | None:
         raise
 
 
-def name(holder: FdReference) -> str:
+def descriptor_name(holder: FdReference) -> str:
     """A descriptor for messages: ``process 4711 (python), fd 5``."""
     return f"{describe_process(holder.pid)}, fd {holder.fd}"
 
 
-def some(names: Sequence[str], most: int = 3) -> str:
+def first_few(names: Sequence[str], most: int = 3) -> str:
     """A few of many names for messages: ``a, b, c and 14 more``."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -360,7 +360,7 @@ def _build(
     shared = seccomp.common(process)
     build += seccomp.install(shared, image.filters)  # its threads inherit them
     (plan.clones if here.walk else build).extend(map(threads.birth, process.threads[1:]))
-    pieces = list(copy_on_write.rest(share, process.memory.pages))
+    pieces = list(copy_on_write.remaining_pages(share, process.memory.pages))
     plan.fill += address_space.fill(pieces, held.sources, scratch.stop - address_space.GAP)
     plan.fill_size = sum(piece.size for piece in pieces) * PAGE
     is_init = image.files[process.memory.exe].path == here.init_program

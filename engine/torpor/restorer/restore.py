@@ -317,7 +317,7 @@ class _Material:
                 if key not in entered:
                     entered[key] = self._high(directories.enter(path, inode, key[2], openers.removed), close=True)
                     if inode.removed:
-                        warnings.extend(directories.shown_otherwise(path, entered[key]))
+                        warnings.extend(directories.warn_if_renamed(path, entered[key]))
                 return entered[key]
 
             # Before the tree's inotify watches exist: this makes removed directories anew.

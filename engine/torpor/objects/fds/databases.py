@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from torpor.errors import NO_ROOM, Reason, Refused
 from torpor.objects.fds import locks
-from torpor.objects.kind import FdReference, GrabbedDescriptors, name
+from torpor.objects.kind import FdReference, GrabbedDescriptors, descriptor_name
 from torpor.objects.paths.file_content import SQLITE
 from torpor.objects.paths.small_files import key_of
 
@@ -41,7 +41,7 @@ def transactions(tree: GrabbedDescriptors) -> list[Reason]:
             continue
         if any(_PENDING <= lock.start <= _SHARED_LAST for lock in locks.parse(lines)) and _is_database(holder):
             why = "a transaction of SQLite is under way in it"
-            found[key] = Reason(f"{name(holder)} ({held.link})", why, "try again", passing=True)
+            found[key] = Reason(f"{descriptor_name(holder)} ({held.link})", why, "try again", passing=True)
     return list(found.values())
 
 

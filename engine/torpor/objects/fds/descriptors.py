@@ -56,14 +56,14 @@ from torpor.objects.kind import (
     Kind,
     OpenFile,
     Unsupported,
-    name,
+    descriptor_name,
 )
 from torpor.objects.memory.mapped_files import mapped_both_ways
 from torpor.objects.opening import KNOWN_FLAGS, O_ASYNC, Opening
 from torpor.objects.paths.opener import O_TMPFILE, Openers
 from torpor.objects.sockets import unix_sockets
 from torpor.objects.sockets.netlink import Netlink
-from torpor.objects.sockets.tcp import Tcp, arm_reset, choose_kept, hold_kept
+from torpor.objects.sockets.tcp import Tcp, arm_reset, choose_for_repair, hold_for_repair
 from torpor.objects.sockets.udp import Udp
 from torpor.objects.sockets.unix_sockets import Unix
 from torpor.remote.batch import Ask
@@ -75,11 +75,11 @@ __all__ = [
     "MemoryFile",
     "Opened",
     "arm_reset",
-    "choose_kept",
+    "choose_for_repair",
     "describe",
     "first_slot",
     "grab",
-    "hold_kept",
+    "hold_for_repair",
     "memory_files",
     "notices",
     "open_all",
@@ -245,10 +245,10 @@ def _all_unsupported(tree: GrabbedDescriptors) -> Iterator[Reason]:
     if unseen and all(why.why.startswith(OUTSIDE) for _, why in found):
         found = []
     for held, why in found:
-        yield Reason(f"{name(held.holders[0])} ({held.link})", *why)
+        yield Reason(f"{descriptor_name(held.holders[0])} ({held.link})", *why)
     for holder, lines in sorted(tree.locked.items()):
         for why in locks.unsupported(lines):
-            yield Reason(f"{name(holder)} ({tree.by_holder[holder].link})", *why)
+            yield Reason(f"{descriptor_name(holder)} ({tree.by_holder[holder].link})", *why)
 
 
 def _unsupported(held: OpenFile[Any], tree: GrabbedDescriptors) -> Iterator[Unsupported]:

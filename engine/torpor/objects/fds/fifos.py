@@ -25,7 +25,13 @@ from torpor.objects.kind import (
     why_not_by_name,
 )
 from torpor.objects.opening import KEPT_BY_LINK, Opening, naming, words
-from torpor.objects.paths.directories import describe, give, may_be_made, shown_otherwise, somewhere
+from torpor.objects.paths.directories import (
+    describe,
+    open_writable_directory,
+    recreate_removed,
+    restore_owner_and_mode,
+    warn_if_renamed,
+)
 from torpor.objects.paths.file_names import DELETED
 from torpor.objects.paths.opener import Identity, Opener, Openers
 from torpor.objects.sockets import common
@@ -85,7 +91,7 @@ class Fifo(Pipe):
                 continue
             try:
                 if description.fifo.inode.removed:
-                    os.close(may_be_made(description.fifo.path, openers.description(index)))
+                    os.close(open_writable_directory(description.fifo.path, openers.description(index)))
                     continue
                 fd = openers.description(index).lookup(description.fifo.path, known=_known(description))
                 try:
@@ -122,7 +128,7 @@ class Fifo(Pipe):
                 opener = opening.openers.description(indexes[0])
                 both = (_make if mine[indexes[0]].fifo.inode.removed else _open)(mine[indexes[0]], opener)
                 if mine[indexes[0]].fifo.inode.removed:
-                    opening.warnings += shown_otherwise(mine[indexes[0]].fifo.path, both)
+                    opening.warnings += warn_if_renamed(mine[indexes[0]].fifo.path, both)
                 try:
                     fill(opening.image.pipes[number], both, opening.warnings)
                     for index in indexes:
@@ -191,9 +197,9 @@ def _make(description: Description, opener: Opener) -> int:
         opener.mkfifo(path)
         try:
             with closed_on_error(opener.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW)) as fd:
-                give(fd, description.fifo.inode, opener)
+                restore_owner_and_mode(fd, description.fifo.inode, opener)
                 return fd
         finally:
             opener.unlink(path)
 
-    return somewhere(description.fifo.path, opener, make)
+    return recreate_removed(description.fifo.path, opener, make)

@@ -213,7 +213,7 @@ class Directory(Kind[int]):
         directory, flags = description.directory, description.flags & (KEPT_AT_OPEN | KEPT_BY_FCNTL)
         if directory.inode.removed:
             fd = directories.enter(directory.path, directory.inode, opening.opener, opening.openers.removed)
-            opening.warnings += directories.shown_otherwise(directory.path, fd)
+            opening.warnings += directories.warn_if_renamed(directory.path, fd)
             return opening.opener.reopened(fd, flags & ~os.O_NOFOLLOW)
         fd = open_described(description, opening.opener, os.O_DIRECTORY)
         return _sought(fd, description.flags, description.directory.position)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.errors import Reason
-from torpor.objects.kind import GrabbedDescriptors, OpenFile, name, some
+from torpor.objects.kind import GrabbedDescriptors, OpenFile, descriptor_name, first_few
 from torpor.objects.paths.file_names import DELETED
 from torpor.remote.naming import describe_process
 from torpor.remote.sys import try_syscall
@@ -58,7 +58,7 @@ def find(tree: GrabbedDescriptors, memory: Collection[tuple[int, int]] = ()) -> 
         for pid, fd, link in procfs.open_descriptors({*of_tree, os.getpid()}):
             for held in wanted.get(link, ()):
                 if _is_same(held, pid, fd):
-                    what = f"{name(held.holders[0])} ({held.link})"
+                    what = f"{descriptor_name(held.holders[0])} ({held.link})"
                     found.setdefault((pid, what), Shared(pid, what, _only_one(held, tree)))
     for pid in _mapping(memory, {*of_tree, os.getpid()}) if memory else ():
         found.setdefault((pid, ""), Shared(pid, "shared memory"))
@@ -84,17 +84,17 @@ def notices(found: Collection[Shared]) -> Iterator[str]:
     for outsider in sorted({one.outsider for one in found}):
         mine = [one for one in found if one.outsider == outsider]
         who = f"{describe_process(outsider)}, outside of the tree,"
-        what = some([one.what for one in mine], 5)
+        what = first_few([one.what for one in mine], 5)
         yield f"{who} has these open or mapped too, and will not share them with the woken program: {what}"
         if kept := [f"{one.only_one} of {one.what}" for one in mine if one.only_one]:
-            yield f"a wake is refused while {who} keeps {some(kept)}"
+            yield f"a wake is refused while {who} keeps {first_few(kept)}"
 
 
 def unread_input(tree: GrabbedDescriptors) -> Iterator[str]:
     """Say what standard input the tree has received from outside but not read: a sentence for each description."""
     for held in tree.held:
         if tree.stdio(held, held.holders[0].fd) is not None and (size := held.kind.unread(held)):
-            where = f"{name(held.holders[0])} ({held.link})"
+            where = f"{descriptor_name(held.holders[0])} ({held.link})"
             yield f"{size} bytes of input that the program has not read are not kept: {where}"
 
 

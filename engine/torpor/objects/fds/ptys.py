@@ -42,7 +42,7 @@ from torpor.objects.kind import (
     Seen,
     Unsupported,
     borrowed,
-    some,
+    first_few,
 )
 from torpor.objects.opening import KEPT_AT_OPEN, KEPT_BY_LINK, O_LARGEFILE, Opening, naming, reopened
 from torpor.objects.paths.opener import Opener
@@ -155,7 +155,7 @@ class PseudoTerminal(Terminal):
             if TERMIOS.unpack(held.state.image.termios)[_LOCAL_FLAGS] & termios.ICANON
         )
         if numbers:
-            names = some([f"/dev/pts/{number}" for number in numbers])
+            names = first_few([f"/dev/pts/{number}" for number in numbers])
             yield f"an unfinished line of input, if there is one, is not kept: at {names}"
 
     def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:

@@ -117,7 +117,7 @@ def find(
     return shares
 
 
-def rest(share: Share, table: pb.PageTable) -> Iterator[Piece]:
+def remaining_pages(share: Share, table: pb.PageTable) -> Iterator[Piece]:
     """The pages of a process that are filled when all processes are born."""
     columns = Columns.of(table)
     at = 0
@@ -240,7 +240,7 @@ def _shares_of(
             if at >= 0 and vma.end <= hulls[at].end and _kind(vma) == _kind(hulls[at]):
                 inside[at].setdefault(pid, []).append((vma.start // PAGE, vma.end // PAGE))
     tables = {process.pid: Columns.of(process.memory.pages) for process in alike}
-    settled = [_Settled(line, tables, parts, comparison) for parts in inside]
+    settled = [_SharedMapping(line, tables, parts, comparison) for parts in inside]
     chosen: list[int] = []
     size = 0
     for at in sorted((at for at, one in enumerate(settled) if one.is_worth_it), key=lambda at: -settled[at].saved):
@@ -310,7 +310,7 @@ class _Comparison:
         return self._peek(piece.block, piece.skip * PAGE, piece.size * PAGE)
 
 
-class _Settled:
+class _SharedMapping:
     """What one passed-on mapping contains in each process, before and after its children are born."""
 
     def __init__(
@@ -339,7 +339,7 @@ class _Settled:
         self.saved = 0
         """How many pages are saved, compared to each process filling its own."""
         if len(parts) > 1:
-            self._settle()
+            self._compute()
 
     @property
     def is_worth_it(self) -> bool:
@@ -354,7 +354,7 @@ class _Settled:
         share.stale += self._stale.get(pid, ())
         share.left += self._left.get(pid, ())
 
-    def _settle(self) -> None:
+    def _compute(self) -> None:
         wanted = self._wanted()
         there: dict[int, _Content] = {}
         handed: dict[int, int] = {heir: pid for pid, heirs in self._line.heirs.items() for heir in heirs}

@@ -442,10 +442,10 @@ def _make_and_unlink(path: bytes, opener: Opener) -> int:
 
 def _fill(fd: int, shared: pb.SharedMemory, reader: SnapshotReader, opener: Opener) -> list[str]:
     """Give a new file its content and attributes. Returns messages on what could not be restored."""
-    warnings = list(file_attributes.give_flags(fd, shared))
+    warnings = list(file_attributes.restore_flags(fd, shared))
     file_content.make_room(fd, shared.size)
     file_content.fill(fd, shared.pages, shared.size, reader)
-    warnings += file_attributes.give(fd, shared, opener)
+    warnings += file_attributes.restore(fd, shared, opener)
     if shared.kind == pb.SharedMemory.MEMFD and (seals := shared.seals & ~_late_seals(shared)):
         fcntl.fcntl(fd, _F_ADD_SEALS, seals)  # other files of tmpfs have F_SEAL_SEAL from the start
     return warnings

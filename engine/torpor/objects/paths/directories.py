@@ -112,13 +112,13 @@ def enter(path: bytes, inode: Inode, opener: Opener, made: dict[Identity, int] |
         return opener.enter(path, (inode.dev, inode.ino) if inode.ino else None)
     key = inode.dev, inode.ino
     if made is None:
-        return may_be_made(path, opener)
+        return open_writable_directory(path, opener)
     if key not in made:
-        made[key] = somewhere(path, opener, lambda name: _make(name, inode, opener))
+        made[key] = recreate_removed(path, opener, lambda name: _make(name, inode, opener))
     return os.dup(made[key])
 
 
-def may_be_made(path: bytes, opener: Opener) -> int:
+def open_writable_directory(path: bytes, opener: Opener) -> int:
     """A descriptor (O_PATH) of a directory in which a removed one can be made.
 
     Raises:
@@ -130,7 +130,7 @@ def may_be_made(path: bytes, opener: Opener) -> int:
     raise PermissionError(errno.EACCES, "it was removed, and there is no directory here in which it can be made again")
 
 
-def somewhere(path: bytes, opener: Opener, make: Callable[[bytes], int]) -> int:
+def recreate_removed(path: bytes, opener: Opener, make: Callable[[bytes], int]) -> int:
     """Make what was removed: under its old name if that is free, else near it.
 
     Args:
@@ -154,7 +154,7 @@ def somewhere(path: bytes, opener: Opener, make: Callable[[bytes], int]) -> int:
     raise failed
 
 
-def shown_otherwise(path: bytes, fd: int) -> list[str]:
+def warn_if_renamed(path: bytes, fd: int) -> list[str]:
     """Warn if a removed directory that was made again has another name than before; empty if it has the same."""
     name = os.fsencode(os.readlink(f"/proc/self/fd/{fd}")).removesuffix(os.fsencode(DELETED))
     if not is_makeshift(name):
@@ -191,13 +191,13 @@ def _make(path: bytes, inode: Inode, opener: Opener) -> int:
     opener.mkdir(path, 0o700)
     try:
         with closed_on_error(opener.enter(path)) as fd:
-            give(fd, inode, opener)
+            restore_owner_and_mode(fd, inode, opener)
             return fd
     finally:
         opener.rmdir(path)
 
 
-def give(fd: int, inode: Inode, opener: Opener) -> None:
+def restore_owner_and_mode(fd: int, inode: Inode, opener: Opener) -> None:
     """Set the mode of something new, and as root its owner.
 
     Raises:

@@ -89,7 +89,7 @@ def describe(status: os.stat_result, attributes: Attributes, out: pb.SharedMemor
 # Restore
 
 
-def give_flags(fd: int, shared: pb.SharedMemory) -> Iterator[str]:
+def restore_flags(fd: int, shared: pb.SharedMemory) -> Iterator[str]:
     """Set the flags of a new file before it is written: some affect later writes. Yields warnings."""
     wanted, now = shared.inode_flags & _KEPT_FLAGS, bytearray(_FLAGS.size)
     try:
@@ -102,7 +102,7 @@ def give_flags(fd: int, shared: pb.SharedMemory) -> Iterator[str]:
             yield f"{_name(shared)} has no flags of chattr any more ({wanted:#x}): {error.strerror}"
 
 
-def give(fd: int, shared: pb.SharedMemory, opener: Opener) -> Iterator[str]:
+def restore(fd: int, shared: pb.SharedMemory, opener: Opener) -> Iterator[str]:
     """Set the other attributes of a file, when it has its content. Yields warnings.
 
     Raises:

@@ -284,7 +284,7 @@ def defaults(family: Family, wanted: tuple[Key, ...]) -> dict[Key, bytes]:
         os.close(fd)
 
 
-def kept(family: Family, found: dict[Key, bytes], wanted: dict[Key, int]) -> Iterator[SockOpt]:
+def non_default_options(family: Family, found: dict[Key, bytes], wanted: dict[Key, int]) -> Iterator[SockOpt]:
     """The options that differ from those of a new socket."""
     fresh = defaults(family, tuple(wanted))
     for (level, name), value in found.items():

@@ -94,7 +94,7 @@ class Netlink(Kind[NetlinkState]):
         out.netlink.type, out.netlink.protocol = state.socket.family.type, state.socket.family.protocol
         out.netlink.port = state.port
         out.netlink.groups.extend(state.groups)
-        out.netlink.options.extend(common.kept(state.socket.family, state.socket.options, OPTIONS))
+        out.netlink.options.extend(common.non_default_options(state.socket.family, state.socket.options, OPTIONS))
 
     def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """A kernel must be able to have such sockets."""

@@ -43,8 +43,8 @@ from torpor.objects.kind import (
     Unsupported,
     borrowed,
     copy_unless_ended,
-    name,
-    some,
+    descriptor_name,
+    first_few,
 )
 from torpor.objects.opening import Opening
 from torpor.objects.sockets import (
@@ -234,7 +234,7 @@ class Tcp(Kind[TcpState]):
         tcp.family, tcp.protocol = state.socket.family.family, state.socket.family.protocol
         tcp.local, tcp.remote = state.local, state.remote
         tcp.received = state.received
-        tcp.options.extend(common.kept(state.socket.family, state.socket.options, OPTIONS[tcp.family]))
+        tcp.options.extend(common.non_default_options(state.socket.family, state.socket.options, OPTIONS[tcp.family]))
         tcp.state = _state(state)
         hung_up = bool(state.socket.events & select.POLLRDHUP)
         if tcp.state == TcpSocket.LISTEN:
@@ -268,9 +268,9 @@ class Tcp(Kind[TcpState]):
             if here.port in served:
                 asked.add(here.port)
             else:
-                lost.append(f"{name(held.holders[0])}, to {there}")
+                lost.append(f"{descriptor_name(held.holders[0])}, to {there}")
         if lost:
-            yield f"TCP connections to others will be seen reset by the woken program: {some(lost)}"
+            yield f"TCP connections to others will be seen reset by the woken program: {first_few(lost)}"
         if asked:
             yield f"{CLIENTS} {', '.join(map(str, sorted(asked)))}"
         waiting = sum(held.state.info.waiting for held in mine if held.state.info.state == State.LISTEN)
@@ -319,7 +319,7 @@ def _find_waiting(mine: list[OpenFile[TcpState]]) -> None:
         state.waits, state.unread = unread is not None, unread or 0
 
 
-def choose_kept(tree: GrabbedDescriptors) -> None:
+def choose_for_repair(tree: GrabbedDescriptors) -> None:
     """Choose the connections to the outside that can go on; see `torpor.objects.sockets.tcp_repair`."""
     for held in tree.of(Tcp):
         state = held.state
@@ -330,7 +330,7 @@ def choose_kept(tree: GrabbedDescriptors) -> None:
             state.kept = tcp_repair.new_name()
 
 
-def hold_kept(tree: GrabbedDescriptors, hold: tcp_repair.Hold) -> None:
+def hold_for_repair(tree: GrabbedDescriptors, hold: tcp_repair.Hold) -> None:
     """Copy the descriptors of those connections, while the tree is still frozen."""
     for held in tree.of(Tcp):
         if held.state.kept:

@@ -124,7 +124,7 @@ def open_all(mine: dict[int, Description], opening: Opening) -> None:
                     _open_pair(making, index, description.tcp.peer)
                 elif description.tcp.state == TcpSocket.INSIDE and index == description.tcp.peer:
                     _open_to_itself(making, index, description.tcp)
-                elif description.tcp.kept and _open_kept(making, index, description.tcp):
+                elif description.tcp.kept and _open_by_repair(making, index, description.tcp):
                     continue
                 elif description.tcp.state in (TcpSocket.OUTSIDE, TcpSocket.ENDED):
                     _open_end(making, index, description.tcp)
@@ -278,7 +278,7 @@ def _accepted(listener: socket.socket, client: TcpSocket, server: TcpSocket) -> 
     raise RestoreFailed(f"the connection from {wanted} to {where} in the tree was not made within {PATIENCE:g} s")
 
 
-def _open_kept(making: _Making, index: int, tcp: TcpSocket) -> bool:
+def _open_by_repair(making: _Making, index: int, tcp: TcpSocket) -> bool:
     """Make an end whose connection goes on when the tree is released, if it can. Returns whether it does."""
     opening, where = making.opening, addresses.address(tcp.remote)
     state = tcp_repair.find(tcp)

@@ -35,8 +35,8 @@ from torpor.objects.kind import (
     Seen,
     Unsupported,
     borrowed,
-    name,
-    some,
+    descriptor_name,
+    first_few,
 )
 from torpor.objects.opening import Opening, naming
 from torpor.objects.sockets import addresses, buffers, common, multicast, peeking
@@ -178,7 +178,7 @@ class Udp(Kind[UdpState]):
         state = held.state
         out.udp.family, out.udp.local, out.udp.remote = state.socket.family.family, state.local, state.remote
         wanted = _options(state.socket.family.family)
-        out.udp.options.extend(common.kept(state.socket.family, state.socket.options, wanted))
+        out.udp.options.extend(common.non_default_options(state.socket.family, state.socket.options, wanted))
         out.udp.shut_read, out.udp.shut_write = state.shut_read, state.shut_write
         out.udp.memberships.extend(state.memberships)
         out.udp.messages.extend(message for message, _ in state.messages)
@@ -186,9 +186,10 @@ class Udp(Kind[UdpState]):
 
     def notices(self, mine: Sequence[OpenFile[UdpState]], tree: GrabbedDescriptors) -> Iterator[str]:
         """Empty datagrams that only an earlier checkpoint was shown."""
-        if lacking := [name(held.holders[0]) for held in mine if held.state.may_lack]:
+        if lacking := [descriptor_name(held.holders[0]) for held in mine if held.state.may_lack]:
             why = "the kernel has shown them to an earlier checkpoint only"
-            yield f"empty datagrams that wait in UDP sockets may be missing in the snapshot, as {why}: {some(lacking)}"
+            what = "empty datagrams that wait in UDP sockets may be missing in the snapshot"
+            yield f"{what}, as {why}: {first_few(lacking)}"
 
     def spared(self, description: Description) -> bool:
         """Always: once it has its address, other programs may have sent datagrams to it."""

@@ -45,8 +45,8 @@ from torpor.objects.kind import (
     Seen,
     Unsupported,
     borrowed,
-    name,
-    some,
+    descriptor_name,
+    first_few,
 )
 from torpor.objects.opening import Opening, naming
 from torpor.objects.paths.opener import Openers
@@ -205,7 +205,7 @@ class Unix(Kind[UnixState]):
                 out.unix.under_way.add(message=number, descriptions=rights)
         out.unix.shut_read = bool(state.known.shutdown & RCV_SHUTDOWN)
         out.unix.shut_write = bool(state.known.shutdown & SEND_SHUTDOWN)
-        out.unix.options.extend(common.kept(state.socket.family, state.socket.options, OPTIONS))
+        out.unix.options.extend(common.non_default_options(state.socket.family, state.socket.options, OPTIONS))
         out.unix.reset = bool(state.socket.events & select.POLLERR)
         out.unix.name = state.known.name
         if state.bound:
@@ -227,20 +227,20 @@ class Unix(Kind[UnixState]):
     def notices(self, mine: Sequence[OpenFile[UnixState]], tree: GrabbedDescriptors) -> Iterator[str]:
         """Connections to others that the woken program will see closed."""
         lost = [
-            f"{name(held.holders[0])}, to {words}"
+            f"{descriptor_name(held.holders[0])}, to {words}"
             for held in mine
             if not self.stands_for(held, tree) and (words := self.outside(held, tree))
         ]
         if lost:
-            yield f"the woken program will see unix connections to others closed: {some(lost)}"
+            yield f"the woken program will see unix connections to others closed: {first_few(lost)}"
         nowhere = [
-            f"{name(held.holders[0])}, {unix_paths.printable(held.state.known.name)}"
+            f"{descriptor_name(held.holders[0])}, {unix_paths.printable(held.state.known.name)}"
             for held in mine
             if held.state.place and held.state.known and not held.state.place.path
             if not held.state.known.name.startswith(b"/") and not procfs.is_root()
         ]
         if nowhere:
-            yield f"the files of unix sockets are not found, and will not be there: {some(nowhere)}"
+            yield f"the files of unix sockets are not found, and will not be there: {first_few(nowhere)}"
 
     def spared(self, description: Description) -> bool:
         """If an empty message is not the first: the kernel would not show it to the next checkpoint."""

@@ -146,7 +146,7 @@ def played(top: birth_order.Member, shares: dict[int, Share], image: pb.Tree, st
             for page in range(start // PAGE - BASE, end // PAGE - BASE):
                 assert page in kept
                 memory.pop(page, None)
-        write(memory, list(copy_on_write.rest(share, space.pages)))
+        write(memory, list(copy_on_write.remaining_pages(share, space.pages)))
         found[member.pid] = memory
 
     run(top, None)
@@ -184,7 +184,11 @@ def filled(image: pb.Tree, store: Store, space: Room = PLENTY) -> int:
     shares = copy_on_write.find(birth_order.arrange(image, 1), image, store.table(), vdso.host(), space, store.peek)
     given = sum(piece.size for share in shares.values() for piece in share.given)
     tables = {process.pid: process.memory.pages for process in image.processes}
-    pieces = (piece for pid, table in tables.items() for piece in copy_on_write.rest(shares.get(pid, Share()), table))
+    pieces = (
+        piece
+        for pid, table in tables.items()
+        for piece in copy_on_write.remaining_pages(shares.get(pid, Share()), table)
+    )
     return given + sum(piece.size for piece in pieces)
 
 

@@ -44,9 +44,9 @@ def described(fd: int) -> pb.SharedMemory:
 def given(shared: pb.SharedMemory, path: Path, opener: Opener | None = None) -> tuple[int, list[str]]:
     """A new file with the attributes, and what could not be given."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-    warnings = list(file_attributes.give_flags(fd, shared))
+    warnings = list(file_attributes.restore_flags(fd, shared))
     os.write(fd, b"content")
-    return fd, warnings + list(file_attributes.give(fd, shared, opener or mine()))
+    return fd, warnings + list(file_attributes.restore(fd, shared, opener or mine()))
 
 
 def set_flags(fd: int, flags: int) -> bool:
