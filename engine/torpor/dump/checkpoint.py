@@ -156,7 +156,7 @@ def checkpoint(
         if then != "run":
             from torpor.dump import proof  # noqa: PLC0415  it needs the restorer, other saves do not
 
-            proof.check_abilities()
+            proof.prove_abilities()
         root = tree.job_of(pid)
         still = preflight(root, reset_outside=reset_outside, series=series, stdio=stdio)
         if then != "run":

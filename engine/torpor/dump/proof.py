@@ -31,7 +31,7 @@ _TOGETHER = 256
 """Blocks in a batch that is read back in order."""
 
 
-def check_abilities() -> None:
+def prove_abilities() -> None:
     """Check, without an image, whether this host can restore any tree at all.
 
     Raises:

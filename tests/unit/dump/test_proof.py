@@ -82,10 +82,10 @@ def test_what_a_restore_would_refuse_is_refused_in_its_words(
 
 
 def test_a_host_that_can_wake_nothing_is_told_before_anything_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    proof.check_abilities()
+    proof.prove_abilities()
     monkeypatch.setattr(proof, "probe", lambda: dataclasses.replace(probe(), sealed_mappings=True))
     with pytest.raises(Refused, match="it seals the vDSO"):
-        proof.check_abilities()
+        proof.prove_abilities()
 
 
 def test_blocks_of_earlier_snapshots_are_read_first(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
