@@ -21,10 +21,10 @@ def command(as_json: bool) -> None:
     from torpor.store import default_path
     from torpor.util import settings
 
-    held = {name: settings.get(name) for name in settings.SETTINGS}
-    values: dict[str, Any] = {name: one.value for name, one in held.items()} | {"store": default_path()}
+    found = {name: settings.get(name) for name in settings.SETTINGS}
+    values: dict[str, Any] = {name: one.value for name, one in found.items()} | {"store": default_path()}
     if as_json:
-        shown = {name: {"value": values[name], "from": one.source} for name, one in held.items()}
+        shown = {name: {"value": values[name], "from": one.source} for name, one in found.items()}
         print_json({"settings": shown, "files": list(settings.files())})
         return
     from rich.table import Table
@@ -32,7 +32,7 @@ def command(as_json: bool) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in HEADINGS:
         table.add_column(heading, overflow="fold")
-    for name, one in held.items():
+    for name, one in found.items():
         value = "-" if values[name] is None else str(values[name])
         table.add_row(name, printable(value), printable(one.source), settings.SETTINGS[name].help)
     console().print(table)

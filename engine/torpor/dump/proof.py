@@ -75,8 +75,8 @@ def _refused(reasons: Sequence[Reason]) -> Refused:
 
 def _plan(image: pb.Tree, reader: SnapshotReader, standing: Set[int]) -> None:
     """Compile the plan, with made-up numbers for the descriptors that a restore would open."""
-    held = RestorerFds.imagined(image, reader.blocks)
-    make(image, surroundings.here(surroundings.setting(image, standing=standing)), held)
+    fds = RestorerFds.imagined(image, reader.blocks)
+    make(image, surroundings.here(surroundings.setting(image, standing=standing)), fds)
 
 
 def _read_back(reader: SnapshotReader) -> None:

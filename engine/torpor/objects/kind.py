@@ -114,7 +114,7 @@ class OpenFile(Generic[S]):
     """As returned by F_GETFL."""
     info: bytes
     """/proc/PID/fdinfo/N (Documentation/filesystems/proc.rst, 3.8)."""
-    holders: list[FdReference] = field(default_factory=list)
+    references: list[FdReference] = field(default_factory=list)
     """Every descriptor of the tree that refers to it; those of parents come first."""
     stdio: list[int] = field(default_factory=list)
     """Which of 0, 1 and 2 refer to it in the first process that has it there."""
@@ -164,7 +164,7 @@ class OpenFile(Generic[S]):
         if holder.fd <= STDIO and (not self.stdio or holder.pid == self._stdio_pid):
             self._stdio_pid = holder.pid
             self.stdio.append(holder.fd)
-        self.holders.append(holder)
+        self.references.append(holder)
 
 
 @dataclass
@@ -173,7 +173,7 @@ class InFlight:
 
     fd: int
     """Our copy of it, during the grab."""
-    held: OpenFile[Any] | None = None
+    open_file: OpenFile[Any] | None = None
     """The description that it refers to."""
 
 
@@ -192,8 +192,8 @@ class GrabbedDescriptors:
 
     pids: list[int]
     """Parents before their children."""
-    held: list[OpenFile[Any]] = field(default_factory=list)
-    by_holder: dict[FdReference, OpenFile[Any]] = field(default_factory=dict)
+    open_files: list[OpenFile[Any]] = field(default_factory=list)
+    by_reference: dict[FdReference, OpenFile[Any]] = field(default_factory=dict)
     """The description of each descriptor."""
     cloexec: set[FdReference] = field(default_factory=set)
     """The close-on-exec descriptors."""
@@ -221,7 +221,7 @@ class GrabbedDescriptors:
     """
     _kinds: dict[type[Kind[Any]], list[OpenFile[Any]]] = field(default_factory=dict)
     _sorted: int = 0
-    """How many of `held` are in `_kinds`."""
+    """How many of `open_files` are in `_kinds`."""
 
     def asked(self, pid: int) -> int:
         """The PID to use in /proc for a process, which may have ended since the freeze."""
@@ -242,31 +242,31 @@ class GrabbedDescriptors:
 
     def of(self, kind: type[Kind[S]]) -> list[OpenFile[S]]:
         """The descriptions of one kind."""
-        if self._sorted < len(self.held):  # more were found since the last call
-            self._kinds, self._sorted = {}, len(self.held)
+        if self._sorted < len(self.open_files):  # more were found since the last call
+            self._kinds, self._sorted = {}, len(self.open_files)
         # Every socket asks for the others: with thousands of them, searching each time would take minutes.
         if kind not in self._kinds:
-            self._kinds[kind] = [held for held in self.held if isinstance(held.kind, kind)]
+            self._kinds[kind] = [open_file for open_file in self.open_files if isinstance(open_file.kind, kind)]
         return self._kinds[kind]
 
-    def is_given(self, held: OpenFile[Any]) -> bool:
+    def is_given(self, open_file: OpenFile[Any]) -> bool:
         """Whether it is one of the restorer's own descriptions, of whatever kind."""
-        return self.built is not None and held.holders[0] in self.built.given
+        return self.built is not None and open_file.references[0] in self.built.given
 
-    def stdio(self, held: OpenFile[Any], fd: int) -> int | None:
-        """Which of the restorer's 0, 1 and 2 replaces descriptor `fd`; None if `held` is made again.
+    def stdio(self, open_file: OpenFile[Any], fd: int) -> int | None:
+        """Which of the restorer's 0, 1 and 2 replaces descriptor `fd`; None if `open_file` is made again.
 
         A terminal is often one description behind 0, 1 and 2. After the wake these may be three different descriptions,
         so each number gets its own. A copy of one of them (``dup``) goes where output goes, if it is writable.
         """
-        if self.is_given(held):
+        if self.is_given(open_file):
             return 0
-        if not held.kind.outside(held, self):
+        if not open_file.kind.outside(open_file, self):
             return None
-        numbers = held.kind.stands_for(held, self)
+        numbers = open_file.kind.stands_for(open_file, self)
         if fd in numbers:
             return fd
-        return next((n for n in (1, 2) if n in numbers and held.writable), numbers[0]) if numbers else None
+        return next((n for n in (1, 2) if n in numbers and open_file.writable), numbers[0]) if numbers else None
 
 
 class Kind(ABC, Generic[S]):
@@ -288,16 +288,16 @@ class Kind(ABC, Generic[S]):
         """Whether a description is of this kind."""
 
     @abstractmethod
-    def grab(self, held: OpenFile[S], pidfd: int, *, content: bool) -> S:
+    def grab(self, open_file: OpenFile[S], pidfd: int, *, content: bool) -> S:
         """Copy the state that can change once the tree runs again. Time is short: no parsing, no disk.
 
         Args:
-            held: the description, with its first descriptor.
+            open_file: the description, with its first descriptor.
             pidfd: the process of that descriptor.
             content: also copy its content.
         """
 
-    def under_way(self, held: OpenFile[S]) -> Sequence[InFlight]:
+    def under_way(self, open_file: OpenFile[S]) -> Sequence[InFlight]:
         """The descriptors in its queue; the caller closes the copies."""
         return ()
 
@@ -310,33 +310,33 @@ class Kind(ABC, Generic[S]):
         `ask` has, by PID, a function that lets the process make a batch of calls.
         """
 
-    def outside(self, held: OpenFile[S], tree: GrabbedDescriptors) -> str:
+    def outside(self, open_file: OpenFile[S], tree: GrabbedDescriptors) -> str:
         """What outside of the tree it is connected to, for messages; empty if nothing."""
         return ""
 
-    def unread(self, held: OpenFile[S]) -> int:
+    def unread(self, open_file: OpenFile[S]) -> int:
         """How many bytes it has received that the program has not read; asked of ends that lead outside."""
         return 0
 
-    def only_one(self, held: OpenFile[S]) -> str:
+    def only_one(self, open_file: OpenFile[S]) -> str:
         """What of it can exist only once on a host, for messages: ``its port``. Empty if nothing."""
         return ""
 
-    def stands_for(self, held: OpenFile[S], tree: GrabbedDescriptors) -> list[int]:
+    def stands_for(self, open_file: OpenFile[S], tree: GrabbedDescriptors) -> list[int]:
         """The numbers of standard input, output and error that a description to the outside may be.
 
         A program may have kept a copy when it replaced the original (``exec 3>&1 >log``; ipykernel). The copy is
         recognized by the ancestors of the tree, which passed the original on.
         """
-        numbers = tree.inherited.get((held.stat.st_dev, held.stat.st_ino), [])
-        return held.stdio or sorted({n for n in numbers if (held.writable if n else held.readable)})
+        numbers = tree.inherited.get((open_file.stat.st_dev, open_file.stat.st_ino), [])
+        return open_file.stdio or sorted({n for n in numbers if (open_file.writable if n else open_file.readable)})
 
-    def unsupported(self, held: OpenFile[S], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
+    def unsupported(self, open_file: OpenFile[S], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """Say why it cannot be kept."""
         return iter(())
 
     @abstractmethod
-    def describe(self, held: OpenFile[S], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
+    def describe(self, open_file: OpenFile[S], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
         """Write it to the image: everything but the flags, which are in `out` already."""
 
     def notices(self, mine: Sequence[OpenFile[S]], tree: GrabbedDescriptors) -> Iterator[str]:
@@ -394,9 +394,9 @@ class Describing:
         """See `torpor.objects.paths.fingerprints`."""
         return mapped_to_write(self.tree)
 
-    def index_of(self, held: OpenFile[Any], fd: int = -1) -> int:
+    def index_of(self, open_file: OpenFile[Any], fd: int = -1) -> int:
         """The index in Tree.descriptions of the description that a descriptor with the number `fd` refers to."""
-        return self.index[id(held), self.grabbed.stdio(held, fd)]
+        return self.index[id(open_file), self.grabbed.stdio(open_file, fd)]
 
 
 @contextmanager
@@ -436,24 +436,24 @@ def first_few(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + more
 
 
-def is_path(held: OpenFile[Any]) -> bool:
+def is_path(open_file: OpenFile[Any]) -> bool:
     """Whether it was opened with O_PATH: it only locates a file and cannot be read."""
-    return bool(held.flags & os.O_PATH)
+    return bool(open_file.flags & os.O_PATH)
 
 
-def why_not_by_name(held: OpenFile[Any], tree: GrabbedDescriptors) -> str:
+def why_not_by_name(open_file: OpenFile[Any], tree: GrabbedDescriptors) -> str:
     """Why this user cannot open the same file by its name again, here and now; empty if that is possible.
 
     The name is resolved as a process of the tree sees it: in a capsule, /proc is another one.
     """
-    root = f"/proc/{tree.asked(held.holders[0].pid)}/root" if held.holders else ""
-    name = root + held.link if root and os.readlink(root) == "/" else held.link
+    root = f"/proc/{tree.asked(open_file.references[0].pid)}/root" if open_file.references else ""
+    name = root + open_file.link if root and os.readlink(root) == "/" else open_file.link
     try:
         found = os.stat(name)
     except OSError as error:
         return error.strerror or str(error)
-    if (found.st_dev, found.st_ino) != (held.stat.st_dev, held.stat.st_ino):
+    if (found.st_dev, found.st_ino) != (open_file.stat.st_dev, open_file.stat.st_ino):
         return "another file has the name, or the process sees other file systems"
-    if not is_path(held) and not os.access(name, held.access, effective_ids=True):
+    if not is_path(open_file) and not os.access(name, open_file.access, effective_ids=True):
         return "this user may not"
     return ""

@@ -97,10 +97,12 @@ def syscall_as(wanted: FileRights, own: FileRights, nr: int, *args: Argument) ->
         OSError: with the kernel's errno; EPERM also if the thread may not take these credentials.
     """
     views: list[Any] = []
-    held: list[Any] = []  # keeps them alive until the call is over
+    alive: list[Any] = []  # keeps them alive until the call is over
     try:
         words = [_word(arg, views) for arg in args]
-        result: int = lib.tp_syscall_as(_native(wanted, held), _native(own, held), nr, *words, *_NOTHING[len(words) :])
+        result: int = lib.tp_syscall_as(
+            _native(wanted, alive), _native(own, alive), nr, *words, *_NOTHING[len(words) :]
+        )
     finally:
         _release(views)
     if -4096 < result < 0:
@@ -108,12 +110,12 @@ def syscall_as(wanted: FileRights, own: FileRights, nr: int, *args: Argument) ->
     return result
 
 
-def _native(rights: FileRights, held: list[Any]) -> Any:
+def _native(rights: FileRights, alive: list[Any]) -> Any:
     """Make a struct tp_rights."""
     groups = ffi.new("uint32_t[]", list(rights.groups))
     fields = {"uid": rights.uid, "gid": rights.gid, "groups": groups, "count": len(rights.groups)}
-    held += groups, ffi.new("struct tp_rights *", fields | {"effective": rights.capabilities})
-    return held[-1]
+    alive += groups, ffi.new("struct tp_rights *", fields | {"effective": rights.capabilities})
+    return alive[-1]
 
 
 def _word(arg: Argument, views: list[Any]) -> int:

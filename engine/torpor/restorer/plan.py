@@ -200,7 +200,7 @@ def _explain(title: str, calls: list[Call]) -> Iterator[str]:
         yield f"    {NR(call.nr).name:<18} {call.words}"
 
 
-def make(image: pb.Tree, here: Here, held: RestorerFds) -> Plan:
+def make(image: pb.Tree, here: Here, fds: RestorerFds) -> Plan:
     """Plan a restore.
 
     Raises:
@@ -215,16 +215,16 @@ def make(image: pb.Tree, here: Here, held: RestorerFds) -> Plan:
     members = list(top.walk())
     own = MadeInProcess(image, next((member.pid for member in members if member.is_nobody), 0))
     sessions = {session.sid: session for session in image.sessions}
-    shares = copy_on_write.find(top, image, held.sources.blocks, here.vdso, here.room, held.peek)
+    shares = copy_on_write.find(top, image, fds.sources.blocks, here.vdso, here.room, fds.peek)
     if here.walk:
         # The order of creation is not known yet. A child unmaps what is not for it.
         shares = {pid: replace(share, heirs=frozenset()) for pid, share in shares.items()}
-    plans = [_plan_birth(member, shares.get(member.pid, Share()), sessions, image, held, scratch) for member in members]
+    plans = [_plan_birth(member, shares.get(member.pid, Share()), sessions, image, fds, scratch) for member in members]
     for plan in plans:
         if plan.member.image is not None and not plan.member.image.zombie:
             plan.birth[:0] = _of_tree(plan.member.image, image, here)[Stage.BIRTH]
     warnings = [
-        *held.opened.warnings,
+        *fds.opened.warnings,
         *seccomp.warnings(image),
         *security_labels.warnings(image),
         *buffers.smaller(image),
@@ -235,7 +235,7 @@ def make(image: pb.Tree, here: Here, held: RestorerFds) -> Plan:
             _end(plan, plan.member, plan.member.image)
         elif plan.member.image is not None:
             share = shares.get(plan.member.pid, Share())
-            _build(plan, plan.member.image, image, here, held, scratch, own, share)
+            _build(plan, plan.member.image, image, here, fds, scratch, own, share)
             if (nice := plan.member.image.autogroup_nice) and plan.member.image.sid in begun:
                 begun.remove(plan.member.image.sid)
                 if nice > 0 or here.rights.keep:
@@ -243,19 +243,19 @@ def make(image: pb.Tree, here: Here, held: RestorerFds) -> Plan:
                 else:
                     warnings.append(f"{plan.name}: lowering the nice value of its session to {nice} needs a privilege")
             warnings += _warnings(plan.name, plan.member.image, here)
-    by_init = [list(_segment(shared, scratch.stop, here, held)) for shared in segments.segments(image)]
+    by_init = [list(_segment(shared, scratch.stop, here, fds)) for shared in segments.segments(image)]
     for part in TREE_PARTS:
         by_init += part.by_init(image, here.hosts[part], owner=here.rights.keep)
-    by_init += posix_queues.make(image, held.opened.slots, here.rights.keep)
+    by_init += posix_queues.make(image, fds.opened.slots, here.rights.keep)
     last = [] if here.rights.keep else list(credentials.give_up())
     return Plan(plans, scratch, warnings, by_init, last)
 
 
-def _segment(shared: pb.SharedMemory, address: int, here: Here, held: RestorerFds) -> Iterator[Call]:
+def _segment(shared: pb.SharedMemory, address: int, here: Here, fds: RestorerFds) -> Iterator[Call]:
     pages = shared.pages
     starts = [start + address // PAGE for start in pages.starts]
     there = pb.PageTable(starts=starts, counts=pages.counts, blocks=pages.blocks, skips=pages.skips)
-    filling = address_space.fill(pieces(there), held.sources, address - address_space.GAP)
+    filling = address_space.fill(pieces(there), fds.sources, address - address_space.GAP)
     return segments.make(shared, address, filling, here.rights.keep)
 
 
@@ -264,16 +264,16 @@ def _plan_birth(
     share: Share,
     sessions: Mapping[int, pb.Session],
     image: pb.Tree,
-    held: RestorerFds,
+    fds: RestorerFds,
     scratch: range,
 ) -> ProcessPlan:
     """Plan the calls that a process makes until all processes exist."""
     plan = ProcessPlan(member)
     if share.first:
-        plan.birth += address_space.map_for_children(share.hulls, image, held.sources, scratch)
-    plan.birth += address_space.fill(share.given, held.sources, scratch.stop - address_space.GAP)
+        plan.birth += address_space.map_for_children(share.hulls, image, fds.sources, scratch)
+    plan.birth += address_space.fill(share.given, fds.sources, scratch.stop - address_space.GAP)
     plan.given_size = sum(piece.size for piece in share.given) * PAGE
-    plan.birth += _birth(member, sessions, held.opened, share)
+    plan.birth += _birth(member, sessions, fds.opened, share)
     return plan
 
 
@@ -344,7 +344,7 @@ def _build(
     process: pb.Process,
     image: pb.Tree,
     here: Here,
-    held: RestorerFds,
+    fds: RestorerFds,
     scratch: range,
     own: MadeInProcess,
     share: Share,
@@ -355,28 +355,28 @@ def _build(
     build += limits.widening(here.hosts[LIMITS])
     written = address_space.with_pages(process.memory)
     build += address_space.restore_calls(
-        process, image, held.sources, here.vdso, scratch, written, share.kept, share.stale
+        process, image, fds.sources, here.vdso, scratch, written, share.kept, share.stale
     )
     shared = seccomp.common(process)
     build += seccomp.install(shared, image.filters)  # its threads inherit them
     (plan.clones if here.walk else build).extend(map(threads.birth, process.threads[1:]))
     pieces = list(copy_on_write.remaining_pages(share, process.memory.pages))
-    plan.fill += address_space.fill(pieces, held.sources, scratch.stop - address_space.GAP)
+    plan.fill += address_space.fill(pieces, fds.sources, scratch.stop - address_space.GAP)
     plan.fill_size = sum(piece.size for piece in pieces) * PAGE
     is_init = image.files[process.memory.exe].path == here.init_program
-    layout = address_space.layout(process.memory, held.sources, is_init=is_init)
+    layout = address_space.layout(process.memory, fds.sources, is_init=is_init)
     (plan.layout if here.walk else plan.process_state).append(layout)
     plan.process_state += address_space.last_calls(process.memory, written)
     parts = _by_stage(step for part in PROCESS_PARTS for step in part.calls(process, here.hosts[part]))
-    root = held.roots[process.pid] if process.root else -1
-    plan.process_state += tree.restore_calls(process, held.directories[process.pid], root)
+    root = fds.roots[process.pid] if process.root else -1
+    plan.process_state += tree.restore_calls(process, fds.directories[process.pid], root)
     plan.process_state += parts[Stage.PROCESS]
-    plan.process_state += ptys.restore_calls(process, image, held.opened.terminals)
+    plan.process_state += ptys.restore_calls(process, image, fds.opened.terminals)
     # Processes that share a table still use the restorer's descriptors in it until all have their process state.
     lends = any(child.image and child.image.shares_fds for child in member.heirs)
     place = plan.place if lends else plan.process_state
     if not process.shares_fds:
-        place += placement.placing(process, own, held.opened)
+        place += placement.placing(process, own, fds.opened)
         place += placement.closing(process, own)
         place += own.opening(process)
     plan.share += own.restore_calls(process)

@@ -328,7 +328,7 @@ class _Material:
             )
             opened.warnings += warnings
             sources = Sources(files, shared, packs, reader.blocks, for_reading)
-            self.held = RestorerFds(opened, sources, working, roots, reader.peek)
+            self.fds = RestorerFds(opened, sources, working, roots, reader.peek)
             self._stack = self._stack.pop_all()
 
     def open(self, path: str) -> int:
@@ -374,7 +374,7 @@ def _wake(
     way: Way,
     prove: bool,
 ) -> Job:
-    plan = make(image, here, material.held)
+    plan = make(image, here, material.fds)
     # Before the tree's processes can make new files, or watch this search.
     notices = list(pid_files.warnings(image)) if setting.capsule else []
     if setting.namespaces & Namespaces.USER:
@@ -394,7 +394,7 @@ def _wake(
             builder.settle()
             integrity.finish()
             if prove:
-                verification.contents(image, reader, builder.pids, material.held.sources.shared)
+                verification.contents(image, reader, builder.pids, material.fds.sources.shared)
             tree_pid = builder.processes[image.processes[0].pid].threads[0].tid
             builder.settle_others(
                 lambda pid, child: capsule.init_arguments(
@@ -402,12 +402,12 @@ def _wake(
                 ),
                 init.own_status_fd,
             )
-            shared_memory.seal(image, material.held.sources.shared.__getitem__)
-            material.held.opened.built()
+            shared_memory.seal(image, material.fds.sources.shared.__getitem__)
+            material.fds.opened.built()
             verification.look(image, builder.pids)
             if prove:
                 verification.prove(image, builder.as_frozen(image))
-            material.held.opened.let_go()
+            material.fds.opened.let_go()
             builder.release(first, connected)
         except BaseException:
             builder.kill()

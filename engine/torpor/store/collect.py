@@ -12,7 +12,7 @@ from typing import Final
 
 from torpor.errors import ImageDamaged
 from torpor.store.files import DIRECTORY, Place
-from torpor.store.holes import held
+from torpor.store.holes import disk_bytes
 from torpor.store.known import snapshot_ids
 from torpor.store.manifest import ID, SnapshotInfo, open_manifest, read_head
 
@@ -174,4 +174,4 @@ def _survey(place: Place, gone: set[str]) -> _Survey:
 
 
 def _held(folder: int, name: str) -> int:
-    return held(os.stat(name, dir_fd=folder, follow_symlinks=False))
+    return disk_bytes(os.stat(name, dir_fd=folder, follow_symlinks=False))

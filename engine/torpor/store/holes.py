@@ -81,6 +81,6 @@ def punch(fd: int, start: int, end: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-def held(status: os.stat_result) -> int:
+def disk_bytes(status: os.stat_result) -> int:
     """The disk space that a file takes, in bytes: holes take none."""
     return status.st_blocks * SECTOR

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from torpor.errors import ImageDamaged, NotPermitted
 from torpor.store.collect import unlink_snapshot
 from torpor.store.files import PAGE, Place
-from torpor.store.holes import NO_HOLES, Extents, data, held, punch
+from torpor.store.holes import NO_HOLES, Extents, data, disk_bytes, punch
 from torpor.store.known import snapshot_ids
 from torpor.store.manifest import Manifest, open_manifest, read_head, read_manifest
 from torpor.store.reader import open_pack
@@ -120,11 +120,11 @@ def _punch_all(place: Place, named: _Named, *, dry_run: bool) -> Shrunk:
 
 def _punch(fd: int, part: _Part, *, dry_run: bool) -> int:
     """Punch holes where no snapshot refers to a block. Returns the bytes freed."""
-    before = held(os.fstat(fd))
+    before = disk_bytes(os.fstat(fd))
     found = 0
     for gap in part.extents.gaps(PAGE, part.size):
         for start, end in data(fd, *gap):
             found += end - start
             # a dry run punches behind the end of the file, where nothing is, to see whether holes are possible
             punch(fd, *((part.size, part.size + PAGE) if dry_run else (start, end)))
-    return found if dry_run else max(0, before - held(os.fstat(fd)))  # a hole may cost the file system a block
+    return found if dry_run else max(0, before - disk_bytes(os.fstat(fd)))  # a hole may cost the file system a block

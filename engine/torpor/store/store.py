@@ -12,7 +12,7 @@ from typing import Final
 from torpor.errors import ImageDamaged, NotFound, NotPermitted, Reason, Refused, StoreError
 from torpor.store.collect import PINNED, PruneReport, collect, look, named_packs, settle, unlink_snapshot
 from torpor.store.files import DIRECTORY, GATE_PATIENCE, Place, as_store_errors, check_unused, store_error
-from torpor.store.holes import held
+from torpor.store.holes import disk_bytes
 from torpor.store.known import KnownBlocks, snapshot_ids
 from torpor.store.manifest import ID, SnapshotInfo, open_manifest, read_manifest
 from torpor.store.reader import SnapshotReader
@@ -333,7 +333,7 @@ class Store:
                 total = 0
                 for name in os.listdir(place.packs):
                     with contextlib.suppress(FileNotFoundError):  # a writer has just renamed or removed it
-                        total += held(os.stat(name, dir_fd=place.packs, follow_symlinks=False))
+                        total += disk_bytes(os.stat(name, dir_fd=place.packs, follow_symlinks=False))
                 return total
         finally:
             place.close()

@@ -137,8 +137,8 @@ def get(name: str) -> Value:
     said = os.environ.get(setting.variable, "").strip() if setting.variable else ""
     if said:
         return Value(_of_variable(setting, said), f"${setting.variable}")
-    held = (Value(values[name], file) for file, values in found.items() if name in values)
-    return next(held, Value(setting.default, DEFAULT))
+    found_values = (Value(values[name], file) for file, values in found.items() if name in values)
+    return next(found_values, Value(setting.default, DEFAULT))
 
 
 def without_files() -> None:

@@ -275,10 +275,10 @@ def test_a_file_with_holes_is_told_from_one_without(tmp_path: Path) -> None:
     path.write_bytes(b"x" * (4 * BLOCK))
     with open(path, "r+b") as file:
         os.fsync(file.fileno())
-        full = holes.held(os.fstat(file.fileno()))
+        full = holes.disk_bytes(os.fstat(file.fileno()))
         holes.punch(file.fileno(), BLOCK, 2 * BLOCK)
         os.fsync(file.fileno())
-        assert full - holes.held(os.fstat(file.fileno())) == BLOCK
+        assert full - holes.disk_bytes(os.fstat(file.fileno())) == BLOCK
         assert list(holes.data(file.fileno(), 0, 9 * BLOCK)) == [(0, BLOCK), (2 * BLOCK, 4 * BLOCK)]
         assert list(holes.data(file.fileno(), BLOCK, 2 * BLOCK)) == []
         assert os.pread(file.fileno(), 2 * BLOCK, 0) == b"x" * BLOCK + bytes(BLOCK)

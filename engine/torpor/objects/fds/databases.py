@@ -35,13 +35,13 @@ def transactions(tree: GrabbedDescriptors) -> list[Reason]:
     """Find the databases of a frozen tree that are in a transaction."""
     found: dict[tuple[int, int], Reason] = {}
     for holder, lines in tree.locked.items():
-        held = tree.by_holder[holder]
-        key = key_of(held.stat)
-        if key in found or held.leased:  # opening the file would break its lease
+        open_file = tree.by_reference[holder]
+        key = key_of(open_file.stat)
+        if key in found or open_file.leased:  # opening the file would break its lease
             continue
         if any(_PENDING <= lock.start <= _SHARED_LAST for lock in locks.parse(lines)) and _is_database(holder):
             why = "a transaction of SQLite is under way in it"
-            found[key] = Reason(f"{descriptor_name(holder)} ({held.link})", why, "try again", passing=True)
+            found[key] = Reason(f"{descriptor_name(holder)} ({open_file.link})", why, "try again", passing=True)
     return list(found.values())
 
 

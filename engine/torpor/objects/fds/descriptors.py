@@ -184,37 +184,37 @@ def describe(tree: GrabbedDescriptors, image: Tree, shared: Callable[[int, int],
     describing = Describing(image, {}, tree, shared)
     processes = dict(zip(tree.pids, image.processes, strict=True))
     order: list[tuple[OpenFile[Any], int | None]] = []
-    for held in tree.held:
-        for holder in held.holders:
-            key = (id(held), tree.stdio(held, holder.fd))
+    for open_file in tree.open_files:
+        for holder in open_file.references:
+            key = (id(open_file), tree.stdio(open_file, holder.fd))
             if key not in describing.index:
                 describing.index[key] = len(order)
-                order.append((held, key[1]))
-    for held, number in order:
-        leased = id(held) in tree.lease_signals  # which sets O_ASYNC, too
-        description = image.descriptions.add(flags=held.flags & ~O_ASYNC if leased else held.flags)
+                order.append((open_file, key[1]))
+    for open_file, number in order:
+        leased = id(open_file) in tree.lease_signals  # which sets O_ASYNC, too
+        description = image.descriptions.add(flags=open_file.flags & ~O_ASYNC if leased else open_file.flags)
         if number is None:
-            signal_owners.describe(held, tree, processes, description)
-            held.kind.describe(held, description, tree, describing)
+            signal_owners.describe(open_file, tree, processes, description)
+            open_file.kind.describe(open_file, description, tree, describing)
         else:
             description.outside.stdio = number
-            description.outside.was = held.kind.outside(held, tree) if tree.built is None else ""
-    for holder, held in tree.by_holder.items():
+            description.outside.was = open_file.kind.outside(open_file, tree) if tree.built is None else ""
+    for holder, open_file in tree.by_reference.items():
         entry = processes[holder.pid].fds.add(
             fd=holder.fd,
-            description=describing.index_of(held, holder.fd),
+            description=describing.index_of(open_file, holder.fd),
             cloexec=holder in tree.cloexec,
         )
         description = image.descriptions[entry.description]
         for lock in locks.parse(tree.locked.get(holder, ())):
             if lock.kind == Lock.POSIX:
                 entry.locks.append(lock)
-            elif lock.kind == Lock.FLOCK and (taker := _taker(b"FLOCK", held, tree)):
+            elif lock.kind == Lock.FLOCK and (taker := _taker(b"FLOCK", open_file, tree)):
                 if holder == taker:
                     entry.locks.add(kind=Lock.FLOCK_BY, exclusive=lock.exclusive)
             elif lock.kind == Lock.LEASE:
-                if holder == (_taker(b"LEASE", held, tree) or held.holders[0]):
-                    entry.locks.add(kind=lock.kind, exclusive=lock.exclusive, signal=tree.lease_signals[id(held)])
+                if holder == (_taker(b"LEASE", open_file, tree) or open_file.references[0]):
+                    entry.locks.add(kind=lock.kind, exclusive=lock.exclusive, signal=tree.lease_signals[id(open_file)])
             elif lock not in description.locks:
                 description.locks.append(lock)
     if found := ptys.describe_sessions(describing):
@@ -232,58 +232,58 @@ def notices(tree: GrabbedDescriptors) -> list[str]:
     return [text for kind, mine in grabbing.by_kind(KINDS, tree) for text in kind.notices(mine, tree)]
 
 
-def _taker(kind: bytes, held: OpenFile[Any], tree: GrabbedDescriptors) -> FdReference | None:
+def _taker(kind: bytes, open_file: OpenFile[Any], tree: GrabbedDescriptors) -> FdReference | None:
     """The descriptor by which to take a lock again: one of the process that took the lock, if that still has one."""
-    owner = locks.owner(kind, tree.locked[held.holders[0]])
-    return next((holder for holder in held.holders if holder.pid == owner), None)
+    owner = locks.owner(kind, tree.locked[open_file.references[0]])
+    return next((holder for holder in open_file.references if holder.pid == owner), None)
 
 
 def _all_unsupported(tree: GrabbedDescriptors) -> Iterator[Reason]:
-    found = [(held, why) for held in tree.held if not tree.is_given(held) for why in _unsupported(held, tree)]
+    found = [(one, why) for one in tree.open_files if not tree.is_given(one) for why in _unsupported(one, tree)]
     # The survey does not read sockets' queues, and an end that seems to be outside may be in one.
     unseen = not tree.content and any(map(unix_sockets.may_hold_descriptors, tree.of(Unix)))
     if unseen and all(why.why.startswith(OUTSIDE) for _, why in found):
         found = []
-    for held, why in found:
-        yield Reason(f"{descriptor_name(held.holders[0])} ({held.link})", *why)
+    for open_file, why in found:
+        yield Reason(f"{descriptor_name(open_file.references[0])} ({open_file.link})", *why)
     for holder, lines in sorted(tree.locked.items()):
         for why in locks.unsupported(lines):
-            yield Reason(f"{descriptor_name(holder)} ({tree.by_holder[holder].link})", *why)
+            yield Reason(f"{descriptor_name(holder)} ({tree.by_reference[holder].link})", *why)
 
 
-def _unsupported(held: OpenFile[Any], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
-    if held.owner and held.kind.outside(held, tree) and held.kind.stands_for(held, tree):
+def _unsupported(open_file: OpenFile[Any], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
+    if open_file.owner and open_file.kind.outside(open_file, tree) and open_file.kind.stands_for(open_file, tree):
         yield Unsupported(
             "it sends signals (F_SETOWN), and the restorer's own descriptor will replace it", "set the owner to 0"
         )
-    yield from signal_owners.unsupported(held, tree)
-    if unknown := held.flags & ~(KNOWN_FLAGS | O_TMPFILE):
+    yield from signal_owners.unsupported(open_file, tree)
+    if unknown := open_file.flags & ~(KNOWN_FLAGS | O_TMPFILE):
         yield Unsupported(f"it has status flags that are not known: {unknown:#o}")
-    if held.flags & os.O_SYNC and not held.kind.is_opened:
-        yield Unsupported(f"it has status flags that it cannot be given again: {held.flags & os.O_SYNC:#o}")
-    if held.under_way_to is not None:
-        if not held.kind.may_be_under_way:
+    if open_file.flags & os.O_SYNC and not open_file.kind.is_opened:
+        yield Unsupported(f"it has status flags that it cannot be given again: {open_file.flags & os.O_SYNC:#o}")
+    if open_file.under_way_to is not None:
+        if not open_file.kind.may_be_under_way:
             yield Unsupported("it lies in a socket's queue, and no process has it yet", "try again", passing=True)
-        elif locks.lines(held.info):
+        elif locks.lines(open_file.info):
             yield Unsupported("it is locked, and lies in a socket's queue", "try again", passing=True)
-    accepted = tree.reset_outside and held.kind.may_be_reset
-    if (outside := held.kind.outside(held, tree)) and not held.kind.stands_for(held, tree) and not accepted:
+    kind, accepted = open_file.kind, tree.reset_outside and open_file.kind.may_be_reset
+    if (outside := kind.outside(open_file, tree)) and not kind.stands_for(open_file, tree) and not accepted:
         yield Unsupported(
             f"{OUTSIDE} ({outside})",
             "close it, or checkpoint the whole tree of which both ends are a part",
         )
-    if id(held) in tree.lease_signals and _is_mapped(held, tree):
+    if id(open_file) in tree.lease_signals and _is_mapped(open_file, tree):
         yield Unsupported(
             "it has a lease (F_SETLEASE) and is mapped: a restore would break the lease", "give the lease up"
         )
-    yield from held.kind.unsupported(held, tree)
+    yield from open_file.kind.unsupported(open_file, tree)
 
 
-def _is_mapped(held: OpenFile[Any], tree: GrabbedDescriptors) -> bool:
+def _is_mapped(open_file: OpenFile[Any], tree: GrabbedDescriptors) -> bool:
     """Whether a process of the tree has a file mapped: a restore would open such a file to check it."""
     for pid in tree.pids:
         with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
-            if any(one.inode == held.stat.st_ino and one.name[:1] == b"/" for one in procfs.mappings(pid)):
+            if any(one.inode == open_file.stat.st_ino and one.name[:1] == b"/" for one in procfs.mappings(pid)):
                 return True
     return False
 

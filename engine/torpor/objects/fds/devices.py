@@ -38,24 +38,26 @@ class CharDevice(Kind[None]):
         """By the device number; the name only serves to open it again."""
         return stat.S_ISCHR(seen.stat.st_mode) and _stateless(seen.stat)
 
-    def grab(self, held: OpenFile[None], pidfd: int, *, content: bool) -> None:
+    def grab(self, open_file: OpenFile[None], pidfd: int, *, content: bool) -> None:
         """Nothing to grab: it has no state."""
 
-    def unsupported(self, held: OpenFile[None], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
+    def unsupported(self, open_file: OpenFile[None], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """The name must lead to such a device."""
         try:
-            now = os.stat(held.link)
+            now = os.stat(open_file.link)
         except OSError as error:
             yield Unsupported(f"its name does not lead to it here: {error.strerror}")
             return
-        if now.st_rdev != held.stat.st_rdev or not stat.S_ISCHR(now.st_mode):
+        if now.st_rdev != open_file.stat.st_rdev or not stat.S_ISCHR(now.st_mode):
             yield Unsupported("its name does not lead to it here")
 
-    def describe(self, held: OpenFile[None], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
+    def describe(
+        self, open_file: OpenFile[None], out: Description, tree: GrabbedDescriptors, image: Describing
+    ) -> None:
         """Write its name and device number."""
-        out.device.path = os.fsencode(held.link)
-        out.device.major = os.major(held.stat.st_rdev)
-        out.device.minor = os.minor(held.stat.st_rdev)
+        out.device.path = os.fsencode(open_file.link)
+        out.device.major = os.major(open_file.stat.st_rdev)
+        out.device.minor = os.minor(open_file.stat.st_rdev)
 
     def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """It must exist, and this user must be able to open it."""

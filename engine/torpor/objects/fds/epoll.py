@@ -91,38 +91,38 @@ class Epoll(Kind[EpollState]):
         """By its link."""
         return seen.link == "anon_inode:[eventpoll]"
 
-    def grab(self, held: OpenFile[EpollState], pidfd: int, *, content: bool) -> EpollState:
+    def grab(self, open_file: OpenFile[EpollState], pidfd: int, *, content: bool) -> EpollState:
         """Read the parameters. The watches need the whole tree: see `finish`."""
-        with borrowed(pidfd, held.holders[0].fd) as copy:
+        with borrowed(pidfd, open_file.references[0].fd) as copy:
             return EpollState(busy_poll=_busy_poll(copy))
 
     def finish(self, mine: list[OpenFile[EpollState]], tree: GrabbedDescriptors) -> None:
         """Find what is watched. Two watches with one number are distinguished by their order in fdinfo."""
-        for held in mine:
+        for open_file in mine:
             seen: dict[int, int] = {}
-            for match in _WATCH.finditer(held.info):
+            for match in _WATCH.finditer(open_file.info):
                 fd = int(match[1])
-                target = _target(held, fd, seen.get(fd, 0), tree)
+                target = _target(open_file, fd, seen.get(fd, 0), tree)
                 seen[fd] = seen.get(fd, 0) + 1
-                held.state.watches.append(Watch(fd, int(match[2], 16), int(match[3], 16), target))
+                open_file.state.watches.append(Watch(fd, int(match[2], 16), int(match[3], 16), target))
 
-    def unsupported(self, held: OpenFile[EpollState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
+    def unsupported(self, open_file: OpenFile[EpollState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """Everything that is watched must be in the tree.
 
         While the tree still runs, descriptors and watches are read one after the other: something that is opened or
         closed in between looks like a watch on something outside.
         """
-        if held.state.busy_poll and not _may_poll(held.state.busy_poll):
+        if open_file.state.busy_poll and not _may_poll(open_file.state.busy_poll):
             yield Unsupported("its busy polling (EPIOCSPARAMS) needs a privilege", "set its budget to 64 at most")
-        for watch in held.state.watches:
+        for watch in open_file.state.watches:
             if watch.target is None:
                 yield Unsupported(
                     f"it watches what was descriptor {watch.fd} and is open only outside the tree",
                     "remove it from the epoll, or close it everywhere",
                     passing=True,
                 )
-            elif tree.by_holder[watch.target].kind.field in WATCHED_BY_OWNERS and (
-                watch.target.fd != watch.fd or watch.target.pid not in {holder.pid for holder in held.holders}
+            elif tree.by_reference[watch.target].kind.field in WATCHED_BY_OWNERS and (
+                watch.target.fd != watch.fd or watch.target.pid not in {holder.pid for holder in open_file.references}
             ):
                 yield Unsupported(
                     f"it watches what was descriptor {watch.fd} and has another number by now",
@@ -131,14 +131,14 @@ class Epoll(Kind[EpollState]):
                 )
 
     def describe(
-        self, held: OpenFile[EpollState], out: Description, tree: GrabbedDescriptors, image: Describing
+        self, open_file: OpenFile[EpollState], out: Description, tree: GrabbedDescriptors, image: Describing
     ) -> None:
         """Write its watches."""
         out.epoll.SetInParent()
-        out.epoll.busy_poll = held.state.busy_poll
-        for watch in held.state.watches:
+        out.epoll.busy_poll = open_file.state.busy_poll
+        for watch in open_file.state.watches:
             if watch.target is not None:
-                index = image.index_of(tree.by_holder[watch.target], watch.target.fd)
+                index = image.index_of(tree.by_reference[watch.target], watch.target.fd)
                 out.epoll.watches.add(fd=watch.fd, events=watch.events, data=watch.data, description=index)
 
     def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
@@ -210,13 +210,13 @@ def _by_owner(image: Tree, watch: EpollMessage.Watch) -> bool:
 
 def _target(epoll: OpenFile[EpollState], number: int, which: int, tree: GrabbedDescriptors) -> FdReference | None:
     """A descriptor of what the epoll watches as its `which`-th watch under `number`."""
-    for holder in epoll.holders:
+    for holder in epoll.references:
         candidate = FdReference(holder.pid, number)
-        if (holder.pid, number) in tree.by_holder and _is_watched(candidate, holder, number, which):
+        if (holder.pid, number) in tree.by_reference and _is_watched(candidate, holder, number, which):
             return candidate
     # Rare: the number was closed or reused, and the description is open under another one.
-    first_of_each = (held.holders[0] for held in tree.held if held.under_way_to is None)
-    return next((h for h in first_of_each if _is_watched(h, epoll.holders[0], number, which)), None)
+    first_of_each = (open_file.references[0] for open_file in tree.open_files if open_file.under_way_to is None)
+    return next((h for h in first_of_each if _is_watched(h, epoll.references[0], number, which)), None)
 
 
 def _is_watched(candidate: FdReference, epoll: FdReference, number: int, which: int) -> bool:

@@ -64,44 +64,46 @@ class Eventfd(Kind[Tried]):
         """By its link."""
         return seen.link == _LINK
 
-    def grab(self, held: OpenFile[Tried], pidfd: int, *, content: bool) -> Tried:
+    def grab(self, open_file: OpenFile[Tried], pidfd: int, *, content: bool) -> Tried:
         """Nothing to grab: fdinfo has the count."""
         return Tried()
 
     def ask(self, mine: Sequence[OpenFile[Tried]], tree: GrabbedDescriptors, ask: Mapping[int, Ask]) -> None:
         """Try which counters are semaphores, if the kernel does not show it."""
-        unknown = [held for held in mine if SHOWN not in held.fields and held.under_way_to is None]
+        unknown = [open_file for open_file in mine if SHOWN not in open_file.fields and open_file.under_way_to is None]
         outsiders = _outsiders(tree.pids) if unknown else {}
         batches: dict[int, tuple[Batch, dict[int, OpenFile[Tried]]]] = {}
-        for held in unknown:
-            held.state.outsider = outsiders.get(_id(held.info), 0)
-            if not held.state.outsider:
-                holder = held.holders[0]
+        for open_file in unknown:
+            open_file.state.outsider = outsiders.get(_id(open_file.info), 0)
+            if not open_file.state.outsider:
+                holder = open_file.references[0]
                 batch, looks = batches.setdefault(holder.pid, (Batch(), {}))
-                looks[_try(batch, holder.fd, int(held.fields["eventfd-count"], 16))] = held
+                looks[_try(batch, holder.fd, int(open_file.fields["eventfd-count"], 16))] = open_file
         for pid, (batch, looks) in batches.items():
             replies = ask[pid](batch)
-            for look, held in looks.items():
-                held.state.semaphore = replies.result(look) == 1  # a call that has branched shows no result
+            for look, open_file in looks.items():
+                open_file.state.semaphore = replies.result(look) == 1  # a call that has branched shows no result
 
-    def unsupported(self, held: OpenFile[Tried], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
+    def unsupported(self, open_file: OpenFile[Tried], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """On a kernel that does not show whether it is a semaphore, it must have been tried."""
-        if SHOWN in held.fields or not tree.content or held.state.semaphore is not None:
+        if SHOWN in open_file.fields or not tree.content or open_file.state.semaphore is not None:
             return
         why = "before Linux 6.5 only a trial shows whether it is a semaphore, and"
-        if held.under_way_to is not None:
+        if open_file.under_way_to is not None:
             yield Unsupported(f"{why} no process has it yet: it is in a socket's queue", "try again", passing=True)
         else:
-            other = describe_process(held.state.outsider)
+            other = describe_process(open_file.state.outsider)
             yield Unsupported(f"{why} {other}, outside of the tree, has it open too", "close it there")
 
-    def describe(self, held: OpenFile[Tried], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
+    def describe(
+        self, open_file: OpenFile[Tried], out: Description, tree: GrabbedDescriptors, image: Describing
+    ) -> None:
         """Write its count, which fdinfo shows in hexadecimal."""
-        out.eventfd.count = int(held.fields["eventfd-count"], 16)
-        if SHOWN in held.fields:
-            out.eventfd.semaphore = held.fields[SHOWN] != "0"
+        out.eventfd.count = int(open_file.fields["eventfd-count"], 16)
+        if SHOWN in open_file.fields:
+            out.eventfd.semaphore = open_file.fields[SHOWN] != "0"
         else:
-            out.eventfd.semaphore = bool(held.state.semaphore)
+            out.eventfd.semaphore = bool(open_file.state.semaphore)
 
     def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """The count must be valid."""

@@ -52,35 +52,35 @@ class Fifo(Pipe):
         """A pipe with a path."""
         return stat.S_ISFIFO(seen.stat.st_mode) and seen.link.startswith("/")
 
-    def grab(self, held: OpenFile[PipeState], pidfd: int, *, content: bool) -> PipeState:
+    def grab(self, open_file: OpenFile[PipeState], pidfd: int, *, content: bool) -> PipeState:
         """As for a pipe; but poll() reports no writers only if there was one (fs/pipe.c, pipe_poll)."""
-        state = super().grab(held, pidfd, content=content)
-        if held.flags & os.O_ACCMODE == os.O_RDONLY and state.other_end_open:
-            with borrowed(pidfd, held.holders[0].fd) as copy:
+        state = super().grab(open_file, pidfd, content=content)
+        if open_file.flags & os.O_ACCMODE == os.O_RDONLY and state.other_end_open:
+            with borrowed(pidfd, open_file.references[0].fd) as copy:
                 state.unwritten = not _has_writer(copy)
                 state.other_end_open = not state.unwritten
         return state
 
-    def outside(self, held: OpenFile[PipeState], tree: GrabbedDescriptors) -> str:
+    def outside(self, open_file: OpenFile[PipeState], tree: GrabbedDescriptors) -> str:
         """As for a pipe."""
-        return f"named pipe {held.link}" if super().outside(held, tree) else ""
+        return f"named pipe {open_file.link}" if super().outside(open_file, tree) else ""
 
-    def unsupported(self, held: OpenFile[PipeState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
+    def unsupported(self, open_file: OpenFile[PipeState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """Its name must lead to it, unless it has no name any more or the restorer's descriptor replaces it."""
-        yield from super().unsupported(held, tree)
-        if held.stat.st_nlink and not self.outside(held, tree) and (why := why_not_by_name(held, tree)):
+        yield from super().unsupported(open_file, tree)
+        if open_file.stat.st_nlink and not self.outside(open_file, tree) and (why := why_not_by_name(open_file, tree)):
             yield Unsupported(f"it cannot be opened again by its name: {why}", "give it a name and rights that last")
 
     def describe(
-        self, held: OpenFile[PipeState], out: Description, tree: GrabbedDescriptors, image: Describing
+        self, open_file: OpenFile[PipeState], out: Description, tree: GrabbedDescriptors, image: Describing
     ) -> None:
         """Write the end, and with the first end the pipe."""
-        out.fifo.pipe = self.index(held, image)
-        out.fifo.path = os.fsencode(held.link)
-        describe(held.stat, out.fifo.inode)
-        if not held.stat.st_nlink:
+        out.fifo.pipe = self.index(open_file, image)
+        out.fifo.path = os.fsencode(open_file.link)
+        describe(open_file.stat, out.fifo.inode)
+        if not open_file.stat.st_nlink:
             out.fifo.path, out.fifo.inode.removed = out.fifo.path.removesuffix(DELETED.encode()), True
-        out.fifo.unwritten = held.state.unwritten
+        out.fifo.unwritten = open_file.state.unwritten
 
     def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """They must exist. None is opened: a reader would see a writer come and go."""

@@ -82,27 +82,27 @@ class RegularFile(Kind[SameFile]):
         """Any regular file with a path, even a lost one."""
         return stat.S_ISREG(seen.stat.st_mode) and seen.link.startswith("/")
 
-    def grab(self, held: OpenFile[SameFile], pidfd: int, *, content: bool) -> SameFile:
+    def grab(self, open_file: OpenFile[SameFile], pidfd: int, *, content: bool) -> SameFile:
         """Nothing to grab: link, fdinfo and stat have all. Closing a copy may write to a network (NFS flushes)."""
         return SameFile()
 
     def finish(self, mine: list[OpenFile[SameFile]], tree: GrabbedDescriptors) -> None:
         """Copy the content of small files: they may be gone when the tree wakes."""
         by_file: dict[tuple[int, int], SameFile] = {}
-        for held in mine:
-            held.state = by_file.setdefault(key_of(held.stat), held.state)
-            held.state.descriptions.append(held)
+        for open_file in mine:
+            open_file.state = by_file.setdefault(key_of(open_file.stat), open_file.state)
+            open_file.state.descriptions.append(open_file)
         if tree.content and tree.built is None:
             tree.small = SmallFiles(tree.pids[0])
             _keep_small(mine, tree, tree.small)
 
-    def unsupported(self, held: OpenFile[SameFile], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
+    def unsupported(self, open_file: OpenFile[SameFile], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """Its name must lead to it."""
-        yield from _unsupported_name(held, tree)
+        yield from _unsupported_name(open_file, tree)
 
     def describe(
         self,
-        held: OpenFile[SameFile],
+        open_file: OpenFile[SameFile],
         out: Description,
         tree: GrabbedDescriptors,
         image: Describing,
@@ -110,19 +110,19 @@ class RegularFile(Kind[SameFile]):
         """Write its name, and what shows whether it is still the same."""
         if out.flags & O_TMPFILE:  # it was given a name since, and is opened by that
             out.flags &= ~(O_TMPFILE | os.O_DIRECTORY)
-        out.file.path = os.fsencode(held.link)
-        out.file.position = held.position
-        out.file.blocks = held.stat.st_blocks
-        fingerprints.note_stat(out.file, held.stat)
-        key = held.stat.st_dev, held.stat.st_ino
+        out.file.path = os.fsencode(open_file.link)
+        out.file.position = open_file.position
+        out.file.blocks = open_file.stat.st_blocks
+        fingerprints.note_stat(out.file, open_file.stat)
+        key = open_file.stat.st_dev, open_file.stat.st_ino
         if OF_KERNEL.match(out.file.path):
             out.file.ctime_ns = 0
         elif copy := tree.small and tree.small.find(*key):
             copy.name = out.file.path
             copy.note(out.file)
-        elif tree.built is None and not held.state.leased:  # reading it would break the lease
-            anywhere = held.state.written_anywhere
-            fingerprints.note(out.file, held.stat, in_place=anywhere or key in image.mapped_to_write)
+        elif tree.built is None and not open_file.state.leased:  # reading it would break the lease
+            anywhere = open_file.state.written_anywhere
+            fingerprints.note(out.file, open_file.stat, in_place=anywhere or key in image.mapped_to_write)
 
     def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """It must exist, this user must be able to open it, and it must not have changed in a way that matters."""
@@ -173,27 +173,27 @@ class Directory(Kind[int]):
         """Any directory."""
         return stat.S_ISDIR(seen.stat.st_mode) and seen.link.startswith("/")
 
-    def grab(self, held: OpenFile[int], pidfd: int, *, content: bool) -> int:
+    def grab(self, open_file: OpenFile[int], pidfd: int, *, content: bool) -> int:
         """Read the owner of its signals; one opened with O_PATH has none."""
-        if held.flags & os.O_PATH:
+        if open_file.flags & os.O_PATH:
             return 0
-        with borrowed(pidfd, held.holders[0].fd) as copy:
+        with borrowed(pidfd, open_file.references[0].fd) as copy:
             return fcntl.fcntl(copy, fcntl.F_GETOWN)
 
-    def unsupported(self, held: OpenFile[int], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
+    def unsupported(self, open_file: OpenFile[int], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """Its name must lead to it, unless it was removed; and no program may watch it by F_NOTIFY."""
-        if held.state:
-            why = f"it sends signals to {held.state}, as for a watch by dnotify (F_NOTIFY), which is not kept"
+        if open_file.state:
+            why = f"it sends signals to {open_file.state}, as for a watch by dnotify (F_NOTIFY), which is not kept"
             yield Unsupported(why, "close it, or use inotify")
-        if not Folder.seen(held.link, held.stat).removed:
-            yield from _unsupported_name(held, tree)
+        if not Folder.seen(open_file.link, open_file.stat).removed:
+            yield from _unsupported_name(open_file, tree)
 
-    def describe(self, held: OpenFile[int], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
+    def describe(self, open_file: OpenFile[int], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
         """Write its name."""
-        folder = Folder.seen(held.link, held.stat)
+        folder = Folder.seen(open_file.link, open_file.stat)
         folder.describe(out.directory.inode)
         out.directory.path = os.fsencode(folder.path)
-        out.directory.position = held.position
+        out.directory.position = open_file.position
 
     def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """It must exist, and this user must be able to open it."""
@@ -244,28 +244,34 @@ def _changed(description: Description, fd: int, *, in_place: bool, locked: bool)
 
 def _keep_small(files: list[OpenFile[SameFile]], tree: GrabbedDescriptors, small: SmallFiles) -> None:
     """Copy the files that must be kept, the smallest first."""
-    left_out = {key_of(held.stat) for held in files if id(held) in tree.lease_signals}
-    written = {key_of(held.stat) for held in files if held.writable and not is_path(held)}
-    for held in sorted(files, key=lambda held: held.stat.st_size):
-        key = key_of(held.stat)
-        if held.under_way_to is None and key not in left_out and not is_path(held):
-            holder = held.holders[0]
-            small.take(held.link, f"/proc/{holder.pid}/fd/{holder.fd}", held.stat, written=key in written)
+    left_out = {key_of(open_file.stat) for open_file in files if id(open_file) in tree.lease_signals}
+    written = {key_of(open_file.stat) for open_file in files if open_file.writable and not is_path(open_file)}
+    for open_file in sorted(files, key=lambda open_file: open_file.stat.st_size):
+        key = key_of(open_file.stat)
+        if open_file.under_way_to is None and key not in left_out and not is_path(open_file):
+            holder = open_file.references[0]
+            small.take(open_file.link, f"/proc/{holder.pid}/fd/{holder.fd}", open_file.stat, written=key in written)
 
 
-def _unsupported_name(held: OpenFile[Any], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
-    held.link = lasting_name(held.link, held.stat)
-    why = why_not_by_name(held, tree)
-    if why and held.stat.st_nlink and held.link.endswith(DELETED):  # it has another name, in another directory
-        key = held.stat.st_dev, held.stat.st_ino
-        held.link = inode_search.find([key], tree).get(key, held.link)
-        why = why_not_by_name(held, tree)
-    if held.stat.st_nlink == 0:
+def _unsupported_name(open_file: OpenFile[Any], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
+    open_file.link = lasting_name(open_file.link, open_file.stat)
+    why = why_not_by_name(open_file, tree)
+    if (
+        why and open_file.stat.st_nlink and open_file.link.endswith(DELETED)
+    ):  # it has another name, in another directory
+        key = open_file.stat.st_dev, open_file.stat.st_ino
+        open_file.link = inode_search.find([key], tree).get(key, open_file.link)
+        why = why_not_by_name(open_file, tree)
+    if open_file.stat.st_nlink == 0:
         yield Unsupported("it has no name any more, and its content is not kept", "close it, or give it a name")
-    elif why and held.link.endswith(DELETED):
+    elif why and open_file.link.endswith(DELETED):
         lost = "it has lost this name, and none of its others was found in or near the directories of the tree"
         yield Unsupported(lost, "link it into the directory where it was")
-    elif tree.small and tree.small.find(held.stat.st_dev, held.stat.st_ino) and not os.path.lexists(held.link):
+    elif (
+        tree.small
+        and tree.small.find(open_file.stat.st_dev, open_file.stat.st_ino)
+        and not os.path.lexists(open_file.link)
+    ):
         return  # it was removed during the checkpoint, but its content was copied before
     elif why and tree.content:
         yield Unsupported(f"it was removed during the checkpoint: {why}", "try again", passing=True)

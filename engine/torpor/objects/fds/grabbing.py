@@ -75,18 +75,22 @@ def grab(
     try:
         _grab(known, pids)
     finally:
-        for held in tree.held:
-            for copy in held.kind.under_way(held):
+        for open_file in tree.open_files:
+            for copy in open_file.kind.under_way(open_file):
                 os.close(copy.fd)
     for fd, number in (stdio or {}).items():
-        if (copied := tree.by_holder.get(FdReference(pids[0], fd))) and not copied.stdio:
+        if (copied := tree.by_reference.get(FdReference(pids[0], fd))) and not copied.stdio:
             copied.stdio.append(number)
     # Look at the ancestors while they still live. Not for sockets: finding their peers takes too long under the freeze.
-    if content and any(held.kind.outside(held, tree) for held in tree.held if not stat.S_ISSOCK(held.stat.st_mode)):
+    if content and any(
+        open_file.kind.outside(open_file, tree)
+        for open_file in tree.open_files
+        if not stat.S_ISSOCK(open_file.stat.st_mode)
+    ):
         _ = tree.inherited
-    for held in tree.held:
-        if held.under_way_to is not None:  # our copy is closed; name the future receiver
-            held.holders = held.under_way_to.holders[:1]
+    for open_file in tree.open_files:
+        if open_file.under_way_to is not None:  # our copy is closed; name the future receiver
+            open_file.references = open_file.under_way_to.references[:1]
     return tree
 
 
@@ -112,9 +116,9 @@ def _grab(known: _Known, pids: Sequence[int]) -> None:
                 raise not_permitted(pid) from None
         finally:
             os.close(pidfd)
-    for held in tree.held:  # descriptions in its queue are appended, and examined in turn
-        for one in held.kind.under_way(held):
-            one.held = _grab_under_way(known, one.fd, held)
+    for open_file in tree.open_files:  # descriptions in its queue are appended, and examined in turn
+        for one in open_file.kind.under_way(open_file):
+            one.open_file = _grab_under_way(known, one.fd, open_file)
     for kind, mine in by_kind(known.kinds, tree):
         kind.finish(mine, tree)
 
@@ -122,7 +126,7 @@ def _grab(known: _Known, pids: Sequence[int]) -> None:
 def by_kind(kinds: Kinds, tree: GrabbedDescriptors) -> Iterator[tuple[Kind[Any], list[OpenFile[Any]]]]:
     """Each kind, and its descriptions."""
     for kind in kinds:
-        yield kind, [held for held in tree.held if held.kind is kind]
+        yield kind, [open_file for open_file in tree.open_files if open_file.kind is kind]
 
 
 def _ended(pid: int) -> CheckpointFailed:
@@ -157,24 +161,24 @@ class _Known:
         place = ffi.new("size_t *")
         wanted = ffi.new("struct tp_descriptor *", holder)
         known = ffi.from_buffer("struct tp_descriptor[]", bucket.descriptors)
-        found = lib.tp_find_description(wanted, known, len(bucket.held), place)
+        found = lib.tp_find_description(wanted, known, len(bucket.open_files), place)
         ffi.release(known)  # which would keep the array from growing
         if found < 0:
             raise OSError(-found, os.strerror(-found), NR.kcmp.name)
-        return bucket.held[place[0]] if found else None, bucket, place[0]
+        return bucket.open_files[place[0]] if found else None, bucket, place[0]
 
 
 class _Bucket:
     """Descriptions that may be the same, in the order of kcmp(2)."""
 
     def __init__(self) -> None:
-        self.held: list[OpenFile[Any]] = []
+        self.open_files: list[OpenFile[Any]] = []
         self.descriptors = array("i")
         """The PID and the number of a descriptor of each."""
 
-    def insert(self, place: int, held: OpenFile[Any]) -> None:
-        self.held.insert(place, held)
-        self.descriptors[2 * place : 2 * place] = array("i", held.holders[0])
+    def insert(self, place: int, open_file: OpenFile[Any]) -> None:
+        self.open_files.insert(place, open_file)
+        self.descriptors[2 * place : 2 * place] = array("i", open_file.references[0])
 
 
 def _grab_process(known: _Known, pid: int, pidfd: int) -> None:
@@ -205,17 +209,17 @@ def _open_folder(path: str, stack: ExitStack) -> int:
 
 def _grab_descriptor(known: _Known, holder: FdReference, pidfd: int, table: int, infos: int) -> None:
     tree, info = known.tree, _read(str(holder.fd), infos)
-    held, is_new = _description(known, holder, info, pidfd, table, infos)
+    open_file, is_new = _description(known, holder, info, pidfd, table, infos)
     if not is_new:
-        held.add(holder)
-    tree.by_holder[holder] = held
+        open_file.add(holder)
+    tree.by_reference[holder] = open_file
     if _flags(info) & os.O_CLOEXEC:
         tree.cloexec.add(holder)
     if found := locks.lines(info):
         tree.locked[holder] = found
-        if locks.owner(b"LEASE", found) is not None and id(held) not in tree.lease_signals:
+        if locks.owner(b"LEASE", found) is not None and id(open_file) not in tree.lease_signals:
             with borrowed(pidfd, holder.fd) as copy:
-                tree.lease_signals[id(held)] = fcntl.fcntl(copy, locks.F_GETSIG)
+                tree.lease_signals[id(open_file)] = fcntl.fcntl(copy, locks.F_GETSIG)
 
 
 def _grab_under_way(known: _Known, copy: int, socket: OpenFile[Any]) -> OpenFile[Any]:
@@ -225,12 +229,12 @@ def _grab_under_way(known: _Known, copy: int, socket: OpenFile[Any]) -> OpenFile
         pidfd = pidfd_open(holder.pid)
         stack.callback(os.close, pidfd)
         table, infos = (_open_folder(f"/proc/self/{name}", stack) for name in ("fd", "fdinfo"))
-        held, is_new = _description(known, holder, _read(str(copy), infos), pidfd, table, infos)
+        open_file, is_new = _description(known, holder, _read(str(copy), infos), pidfd, table, infos)
     if is_new:
-        held.under_way_to = socket
-        if known.tree.content and isinstance(held.kind, MemoryDescriptor):
-            held.ours = FileIO(f"/proc/self/fd/{copy}")
-    return held
+        open_file.under_way_to = socket
+        if known.tree.content and isinstance(open_file.kind, MemoryDescriptor):
+            open_file.ours = FileIO(f"/proc/self/fd/{copy}")
+    return open_file
 
 
 def _description(
@@ -244,24 +248,24 @@ def _description(
     position, _, *identity = info.split(b"\n", 4)[:4]
     flags = _flags(info) & ~os.O_CLOEXEC
     key = (position, flags, *identity)
-    held, bucket, place = known.find(key, holder)
-    if held is not None:
-        return held, False
+    open_file, bucket, place = known.find(key, holder)
+    if open_file is not None:
+        return open_file, False
     seen = _look(str(holder.fd), table, pidfd)
-    held = OpenFile(_kind(known.kinds, seen, flags), seen.link, seen.stat, flags, info)
-    held.add(holder)
+    open_file = OpenFile(_kind(known.kinds, seen, flags), seen.link, seen.stat, flags, info)
+    open_file.add(holder)
     if _has_owner(known, seen, flags):
         with borrowed(pidfd, holder.fd) as copy:
-            held.owner = signal_owners.ask(copy)
+            open_file.owner = signal_owners.ask(copy)
     spared = known.tree.built is not None and holder in known.tree.built.spared
-    held.state = held.kind.grab(held, pidfd, content=known.tree.content and not spared)
+    open_file.state = open_file.kind.grab(open_file, pidfd, content=known.tree.content and not spared)
     if not known.tree.content:
         name = str(holder.fd)
         if _read(name, infos).split(b"\n", 4)[2:4] != identity or _link(name, table) != seen.link:
             raise FileNotFoundError(name)
-    bucket.insert(place, held)
-    known.tree.held.append(held)
-    return held, True
+    bucket.insert(place, open_file)
+    known.tree.open_files.append(open_file)
+    return open_file, True
 
 
 def _has_owner(known: _Known, seen: Seen, flags: int) -> bool:

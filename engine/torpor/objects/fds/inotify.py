@@ -76,7 +76,7 @@ class Watch:
     handle: bytes
     """struct file_handle (name_to_handle_at(2))."""
     path: str = ""
-    held: OpenFile[Any] | None = None
+    open_file: OpenFile[Any] | None = None
     """An open description of the same inode in the tree, if no name leads to it."""
 
 
@@ -100,20 +100,20 @@ class Inotify(Kind[InotifyState]):
         """By its link, which newer kernels show without brackets (fs/notify/inotify)."""
         return seen.link in ("anon_inode:inotify", "anon_inode:[inotify]")
 
-    def grab(self, held: OpenFile[InotifyState], pidfd: int, *, content: bool) -> InotifyState:
+    def grab(self, open_file: OpenFile[InotifyState], pidfd: int, *, content: bool) -> InotifyState:
         """Read the size of unread events; fdinfo has the rest."""
-        with borrowed(pidfd, held.holders[0].fd) as copy:
+        with borrowed(pidfd, open_file.references[0].fd) as copy:
             return InotifyState(struct.unpack("i", fcntl.ioctl(copy, termios.FIONREAD, bytes(4)))[0])
 
-    def unsupported(self, held: OpenFile[InotifyState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
+    def unsupported(self, open_file: OpenFile[InotifyState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """It may have no unread events, and each watch must have a name."""
-        if held.state.queued:
+        if open_file.state.queued:
             yield Unsupported("it has unread events, which cannot be kept", "read them, or try again", passing=True)
         _look(tree)
-        if len(held.state.watches) != held.info.count(b"\ninotify wd:"):
+        if len(open_file.state.watches) != open_file.info.count(b"\ninotify wd:"):
             yield Unsupported("the kernel does not tell what it watches", "see CONFIG_EXPORTFS of this kernel")
-        for watch in held.state.watches:
-            if not watch.path and watch.held is None:
+        for watch in open_file.state.watches:
+            if not watch.path and watch.open_file is None:
                 yield Unsupported(
                     f"it watches inode {watch.key[1]} of device {os.major(watch.key[0])}:{os.minor(watch.key[0])}, for"
                     " which no name was found in or near the directories of the tree",
@@ -121,14 +121,14 @@ class Inotify(Kind[InotifyState]):
                 )
 
     def describe(
-        self, held: OpenFile[InotifyState], out: Description, tree: GrabbedDescriptors, image: Describing
+        self, open_file: OpenFile[InotifyState], out: Description, tree: GrabbedDescriptors, image: Describing
     ) -> None:
         """Write its watches with their names."""
         out.inotify.SetInParent()
-        for watch in held.state.watches:
+        for watch in open_file.state.watches:
             said = out.inotify.watches.add(number=watch.number, mask=watch.mask, path=os.fsencode(watch.path))
-            if watch.held is not None:
-                said.held = 1 + image.index_of(watch.held)
+            if watch.open_file is not None:
+                said.held = 1 + image.index_of(watch.open_file)
 
     def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """The watched files must exist, and this user must be able to watch them."""
@@ -168,14 +168,18 @@ class Inotify(Kind[InotifyState]):
 
 def _look(tree: GrabbedDescriptors) -> None:
     """Find the names of everything that is watched in a tree, once; not done under the freeze."""
-    mine = [held for held in tree.of(Inotify) if not held.state.looked]
+    mine = [open_file for open_file in tree.of(Inotify) if not open_file.state.looked]
     if not mine:
         return
-    for held in mine:
-        held.state.looked = True
-        held.state.watches = list(_parse(held.info))
-    watches = [watch for held in mine for watch in held.state.watches]
-    open_ones = {(held.stat.st_dev, held.stat.st_ino): held for held in tree.held if isinstance(held.kind, _WATCHABLE)}
+    for open_file in mine:
+        open_file.state.looked = True
+        open_file.state.watches = list(_parse(open_file.info))
+    watches = [watch for open_file in mine for watch in open_file.state.watches]
+    open_ones = {
+        (open_file.stat.st_dev, open_file.stat.st_ino): open_file
+        for open_file in tree.open_files
+        if isinstance(open_file.kind, _WATCHABLE)
+    }
     by_key = {watch.key: watch for watch in watches}
     # Files without a name cannot be found.
     wanted = [key for key in by_key if key not in open_ones or open_ones[key].stat.st_nlink]
@@ -183,7 +187,7 @@ def _look(tree: GrabbedDescriptors) -> None:
     for watch in watches:
         watch.path = found.get(watch.key, "")
         if not watch.path:
-            watch.held = open_ones.get(watch.key)
+            watch.open_file = open_ones.get(watch.key)
 
 
 def _parse(info: bytes) -> Iterator[Watch]:

@@ -83,13 +83,13 @@ def owner(kind: bytes, found: Iterable[bytes]) -> int | None:
 
 def leased(image: Tree) -> set[bytes]:
     """The files on which the tree has leases: opening one breaks its lease."""
-    held = {
+    indexes = {
         entry.description
         for process in image.processes
         for entry in process.fds
         if any(lock.kind == Lock.LEASE for lock in entry.locks)
     }
-    return {image.descriptions[index].file.path for index in held}
+    return {image.descriptions[index].file.path for index in indexes}
 
 
 def validate(image: Tree) -> Iterator[Reason]:

@@ -79,29 +79,29 @@ class MemoryDescriptor(Kind[Attributes]):
             return False
         return seen.link.startswith(SHM) or (seen.link.startswith(MEMFD) and seen.stat.st_dev == memfd_device())
 
-    def grab(self, held: OpenFile[Attributes], pidfd: int, *, content: bool) -> Attributes:
+    def grab(self, open_file: OpenFile[Attributes], pidfd: int, *, content: bool) -> Attributes:
         """Read its attributes."""
-        if is_path(held):
+        if is_path(open_file):
             return Attributes()
-        with borrowed(pidfd, held.holders[0].fd) as copy:
+        with borrowed(pidfd, open_file.references[0].fd) as copy:
             return file_attributes.take(copy, _seals(copy))
 
-    def unsupported(self, held: OpenFile[Attributes], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
+    def unsupported(self, open_file: OpenFile[Attributes], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """Its name, if it has one, must lead to it."""
-        if is_path(held):
+        if is_path(open_file):
             yield Unsupported("a file in memory is open as a name only (O_PATH)", "close it")
             return
-        held.link = lasting_name(held.link, held.stat)
-        if held.stat.st_nlink and (why := why_not_by_name(held, tree)):
+        open_file.link = lasting_name(open_file.link, open_file.stat)
+        if open_file.stat.st_nlink and (why := why_not_by_name(open_file, tree)):
             yield Unsupported(f"it cannot be opened again by its name: {why}", "give it a name and rights that last")
-        yield from self.unsupported_content(held, tree)
+        yield from self.unsupported_content(open_file, tree)
 
-    def unsupported_content(self, held: OpenFile[Attributes], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
+    def unsupported_content(self, open_file: OpenFile[Attributes], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """It must be possible to read it without changing it, and to write it again."""
-        holder = held.holders[0]
-        if held.state.forbids_writing:
+        holder = open_file.references[0]
+        if open_file.state.forbids_writing:
             yield Unsupported("it is immutable or append-only, and has no name", "take the flag away (chattr)")
-        if held.leased:
+        if open_file.leased:
             yield Unsupported("it has a lease (F_SETLEASE), which reading it would break", "give the lease up")
         if not tree.content and not os.access(
             f"/proc/{holder.pid}/fd/{holder.fd}", os.R_OK, effective_ids=True
@@ -112,16 +112,16 @@ class MemoryDescriptor(Kind[Attributes]):
 
     def notices(self, mine: Sequence[OpenFile[Attributes]], tree: GrabbedDescriptors) -> Iterator[str]:
         """Name the attributes that no restore sets."""
-        for held in mine:
-            if held.state.lost:
-                yield f"attributes of {held.link} are not kept: {', '.join(held.state.lost)}"
+        for open_file in mine:
+            if open_file.state.lost:
+                yield f"attributes of {open_file.link} are not kept: {', '.join(open_file.state.lost)}"
 
     def describe(
-        self, held: OpenFile[Attributes], out: Description, tree: GrabbedDescriptors, image: Describing
+        self, open_file: OpenFile[Attributes], out: Description, tree: GrabbedDescriptors, image: Describing
     ) -> None:
         """Write the index of its memory."""
-        out.memfd.shared = image.shared(held.stat.st_dev, held.stat.st_ino)
-        out.memfd.position = held.position
+        out.memfd.shared = image.shared(open_file.stat.st_dev, open_file.stat.st_ino)
+        out.memfd.position = open_file.position
 
     def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """The memory must be in the image."""
@@ -178,14 +178,14 @@ def _seals(fd: int) -> int:
 def memory_files(tree: GrabbedDescriptors) -> list[MemoryFile]:
     """The files in memory that a tree has open, each once, except those that the restorer has given it."""
     found: dict[tuple[int, int], MemoryFile] = {}
-    for held in tree.of(MemoryDescriptor):
-        if tree.is_given(held):
+    for open_file in tree.of(MemoryDescriptor):
+        if tree.is_given(open_file):
             continue
-        link = os.fsencode(lasting_name(held.link, held.stat))
-        if held.leased:
+        link = os.fsencode(lasting_name(open_file.link, open_file.stat))
+        if open_file.leased:
             continue  # it is refused
-        file = MemoryFile(link, held.stat, held.state, held.holders[0], held.ours)
-        found.setdefault((held.stat.st_dev, held.stat.st_ino), file)
+        file = MemoryFile(link, open_file.stat, open_file.state, open_file.references[0], open_file.ours)
+        found.setdefault((open_file.stat.st_dev, open_file.stat.st_ino), file)
     return list(found.values())
 
 

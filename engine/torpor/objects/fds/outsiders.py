@@ -51,15 +51,15 @@ def find(tree: GrabbedDescriptors, memory: Collection[tuple[int, int]] = ()) -> 
     of_tree = {*tree.pids, *tree.stand_ins.values()}
     found: dict[tuple[int, str], Shared] = {}
     wanted: dict[str, list[OpenFile[Any]]] = {}
-    for held in tree.held:
-        if _is_looked_for(held, tree):
-            wanted.setdefault(held.link, []).append(held)
+    for open_file in tree.open_files:
+        if _is_looked_for(open_file, tree):
+            wanted.setdefault(open_file.link, []).append(open_file)
     if wanted:
         for pid, fd, link in procfs.open_descriptors({*of_tree, os.getpid()}):
-            for held in wanted.get(link, ()):
-                if _is_same(held, pid, fd):
-                    what = f"{descriptor_name(held.holders[0])} ({held.link})"
-                    found.setdefault((pid, what), Shared(pid, what, _only_one(held, tree)))
+            for open_file in wanted.get(link, ()):
+                if _is_same(open_file, pid, fd):
+                    what = f"{descriptor_name(open_file.references[0])} ({open_file.link})"
+                    found.setdefault((pid, what), Shared(pid, what, _only_one(open_file, tree)))
     for pid in _mapping(memory, {*of_tree, os.getpid()}) if memory else ():
         found.setdefault((pid, ""), Shared(pid, "shared memory"))
     outside = {pid for pid in {one.outsider for one in found.values()} if _is_outside(pid, of_tree)}
@@ -92,9 +92,9 @@ def notices(found: Collection[Shared]) -> Iterator[str]:
 
 def unread_input(tree: GrabbedDescriptors) -> Iterator[str]:
     """Say what standard input the tree has received from outside but not read: a sentence for each description."""
-    for held in tree.held:
-        if tree.stdio(held, held.holders[0].fd) is not None and (size := held.kind.unread(held)):
-            where = f"{descriptor_name(held.holders[0])} ({held.link})"
+    for open_file in tree.open_files:
+        if tree.stdio(open_file, open_file.references[0].fd) is not None and (size := open_file.kind.unread(open_file)):
+            where = f"{descriptor_name(open_file.references[0])} ({open_file.link})"
             yield f"{size} bytes of input that the program has not read are not kept: {where}"
 
 
@@ -104,37 +104,41 @@ def _is_outside(pid: int, of_tree: Set[int]) -> bool:
     return of_tree.isdisjoint(procfs.ancestry(pid)) and not procfs.is_ending(pid, pid)
 
 
-def _is_looked_for(held: OpenFile[Any], tree: GrabbedDescriptors) -> bool:
-    if held.under_way_to is not None or held.kind.stands_for(held, tree):
+def _is_looked_for(open_file: OpenFile[Any], tree: GrabbedDescriptors) -> bool:
+    if open_file.under_way_to is not None or open_file.kind.stands_for(open_file, tree):
         return False
-    if held.link.startswith((*_ONE_OBJECT, "anon_inode:")):
+    if open_file.link.startswith((*_ONE_OBJECT, "anon_inode:")):
         return True
-    if stat.S_ISREG(held.stat.st_mode):
-        return held.link.endswith(DELETED) or bool(_locks(held, tree))
-    return held.kind.field == "pty"
+    if stat.S_ISREG(open_file.stat.st_mode):
+        return open_file.link.endswith(DELETED) or bool(_locks(open_file, tree))
+    return open_file.kind.field == "pty"
 
 
-def _locks(held: OpenFile[Any], tree: GrabbedDescriptors) -> list[bytes]:
+def _locks(open_file: OpenFile[Any], tree: GrabbedDescriptors) -> list[bytes]:
     """The lines of its locks that belong to the description, and not to a process."""
-    lines = tree.locked.get(held.holders[0], ())
+    lines = tree.locked.get(open_file.references[0], ())
     return [line for line in lines if b" FLOCK " in line or b" OFDLCK " in line]
 
 
-def _only_one(held: OpenFile[Any], tree: GrabbedDescriptors) -> str:
-    return "its lock" if _locks(held, tree) else held.kind.only_one(held)
+def _only_one(open_file: OpenFile[Any], tree: GrabbedDescriptors) -> str:
+    return "its lock" if _locks(open_file, tree) else open_file.kind.only_one(open_file)
 
 
-def _is_same(held: OpenFile[Any], pid: int, fd: int) -> bool:
+def _is_same(open_file: OpenFile[Any], pid: int, fd: int) -> bool:
     """Whether a descriptor with the same link refers to the same object."""
-    if held.link.startswith(_ONE_OBJECT):
+    if open_file.link.startswith(_ONE_OBJECT):
         return True
     with suppress(OSError):  # closed meanwhile
         status = os.stat(f"/proc/{pid}/fd/{fd}")
-        if (status.st_dev, status.st_ino, status.st_rdev) != (held.stat.st_dev, held.stat.st_ino, held.stat.st_rdev):
+        if (status.st_dev, status.st_ino, status.st_rdev) != (
+            open_file.stat.st_dev,
+            open_file.stat.st_ino,
+            open_file.stat.st_rdev,
+        ):
             return False
-        if held.link.endswith(DELETED) or held.link.startswith("/dev/pts/"):
+        if open_file.link.endswith(DELETED) or open_file.link.startswith("/dev/pts/"):
             return True
-        holder = held.holders[0]
+        holder = open_file.references[0]
         return try_syscall(NR.kcmp, pid, holder.pid, _KCMP_FILE, fd, holder.fd) == 0
     return False
 

@@ -45,30 +45,32 @@ class NameOnly(Kind[bytes]):
         """Never by the file alone: see `torpor.objects.fds.grabbing`."""
         return False
 
-    def grab(self, held: OpenFile[bytes], pidfd: int, *, content: bool) -> bytes:
+    def grab(self, open_file: OpenFile[bytes], pidfd: int, *, content: bool) -> bytes:
         """Read the target of a symbolic link."""
-        if not stat.S_ISLNK(held.stat.st_mode):
+        if not stat.S_ISLNK(open_file.stat.st_mode):
             return b""
         try:
-            return os.fsencode(os.readlink(held.link))
+            return os.fsencode(os.readlink(open_file.link))
         except OSError:  # it was removed: `unsupported` says so
             return b""
 
-    def unsupported(self, held: OpenFile[bytes], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
+    def unsupported(self, open_file: OpenFile[bytes], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """The path must still lead to it."""
         try:
-            found = held.link.startswith("/") and os.path.samestat(os.lstat(held.link), held.stat)
+            found = open_file.link.startswith("/") and os.path.samestat(os.lstat(open_file.link), open_file.stat)
         except OSError:
             found = False
         if not found:
             yield Unsupported("it is open with O_PATH, and its name is gone", "close it before the checkpoint")
 
-    def describe(self, held: OpenFile[bytes], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
+    def describe(
+        self, open_file: OpenFile[bytes], out: Description, tree: GrabbedDescriptors, image: Describing
+    ) -> None:
         """Write its path and type."""
-        out.name.path = os.fsencode(held.link)
-        out.name.mode = held.stat.st_mode
-        out.name.device = held.stat.st_rdev
-        out.name.target = held.state
+        out.name.path = os.fsencode(open_file.link)
+        out.name.mode = open_file.stat.st_mode
+        out.name.device = open_file.stat.st_rdev
+        out.name.target = open_file.state
 
     def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """It must exist and have the same type."""

@@ -45,18 +45,20 @@ class Pidfd(Kind[None]):
         """By its link."""
         return seen.link == "anon_inode:[pidfd]"
 
-    def grab(self, held: OpenFile[None], pidfd: int, *, content: bool) -> None:
+    def grab(self, open_file: OpenFile[None], pidfd: int, *, content: bool) -> None:
         """Nothing to grab: fdinfo has the PID."""
 
-    def unsupported(self, held: OpenFile[None], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
+    def unsupported(self, open_file: OpenFile[None], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """The process must be in the tree, or have been reaped."""
-        pid = int(held.fields["Pid"])
+        pid = int(open_file.fields["Pid"])
         if pid != -1 and pid not in tree.pids and not (_is_child(pid, tree) and not tree.content):
             yield Unsupported(f"it leads to process {pid}, which is not in the tree", CLOSE)
 
-    def describe(self, held: OpenFile[None], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
+    def describe(
+        self, open_file: OpenFile[None], out: Description, tree: GrabbedDescriptors, image: Describing
+    ) -> None:
         """Write the PID in the tree's PID namespace."""
-        pid = int(held.fields["Pid"])
+        pid = int(open_file.fields["Pid"])
         out.pidfd.pid = NOBODY if pid == -1 else image.tree.processes[tree.pids.index(pid)].pid
 
     def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:

@@ -75,61 +75,61 @@ class Pipe(Kind[PipeState]):
         """A pipe without a path."""
         return stat.S_ISFIFO(seen.stat.st_mode) and seen.link.startswith("pipe:[")
 
-    def grab(self, held: OpenFile[PipeState], pidfd: int, *, content: bool) -> PipeState:
+    def grab(self, open_file: OpenFile[PipeState], pidfd: int, *, content: bool) -> PipeState:
         """Read capacity, whether the other end is open, and at a read end the content."""
-        with borrowed(pidfd, held.holders[0].fd) as copy:
+        with borrowed(pidfd, open_file.references[0].fd) as copy:
             capacity = fcntl.fcntl(copy, F_GETPIPE_SZ)
             queued = unread(copy)
             poll = select.poll()
             poll.register(copy, 0)
             # fs/pipe.c, pipe_poll(): a reader without writers has POLLHUP, a writer without readers POLLERR
             alone = any(event & (select.POLLHUP | select.POLLERR) for _, event in poll.poll(0))
-            state = PipeState(capacity, held.flags & os.O_ACCMODE == os.O_RDWR or not alone, queued)
-            if content and queued and held.readable:
+            state = PipeState(capacity, open_file.flags & os.O_ACCMODE == os.O_RDWR or not alone, queued)
+            if content and queued and open_file.readable:
                 state.content, state.runs = _read(copy, capacity)
         return state
 
     def finish(self, mine: list[OpenFile[PipeState]], tree: GrabbedDescriptors) -> None:
         """Find the ends of each pipe, by the inode: two FIFOs may have had one name."""
         pipes: dict[tuple[int, int], list[OpenFile[PipeState]]] = {}
-        for held in mine:
-            held.state.ends = pipes.setdefault((held.stat.st_dev, held.stat.st_ino), [])
-            held.state.ends.append(held)
+        for open_file in mine:
+            open_file.state.ends = pipes.setdefault((open_file.stat.st_dev, open_file.stat.st_ino), [])
+            open_file.state.ends.append(open_file)
 
-    def outside(self, held: OpenFile[PipeState], tree: GrabbedDescriptors) -> str:
+    def outside(self, open_file: OpenFile[PipeState], tree: GrabbedDescriptors) -> str:
         """The pipe, if its other end is open, but not in the tree."""
-        ends = held.state.ends
+        ends = open_file.state.ends
         both = any(end.readable for end in ends) and any(end.writable for end in ends)
-        return "" if both or not held.state.other_end_open else held.link
+        return "" if both or not open_file.state.other_end_open else open_file.link
 
-    def unread(self, held: OpenFile[PipeState]) -> int:
+    def unread(self, open_file: OpenFile[PipeState]) -> int:
         """What is in the pipe, for a reader."""
-        return held.state.queued if held.readable else 0
+        return open_file.state.queued if open_file.readable else 0
 
-    def unsupported(self, held: OpenFile[PipeState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
+    def unsupported(self, open_file: OpenFile[PipeState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """All of the content must have been read."""
-        if tree.content and held.readable and len(held.state.content) != held.state.queued:
+        if tree.content and open_file.readable and len(open_file.state.content) != open_file.state.queued:
             yield Unsupported(
-                f"only {len(held.state.content)} of its {held.state.queued} bytes could be read",
+                f"only {len(open_file.state.content)} of its {open_file.state.queued} bytes could be read",
                 "see /proc/sys/fs/pipe-max-size, or try again",
             )
 
     def describe(
-        self, held: OpenFile[PipeState], out: Description, tree: GrabbedDescriptors, image: Describing
+        self, open_file: OpenFile[PipeState], out: Description, tree: GrabbedDescriptors, image: Describing
     ) -> None:
         """Write the end, and with the first end the pipe."""
-        out.pipe.pipe = self.index(held, image)
+        out.pipe.pipe = self.index(open_file, image)
 
-    def index(self, held: OpenFile[PipeState], image: Describing) -> int:
+    def index(self, open_file: OpenFile[PipeState], image: Describing) -> int:
         """The index of the pipe in the image, which its first end adds."""
-        key = held.stat.st_dev, held.stat.st_ino
+        key = open_file.stat.st_dev, open_file.stat.st_ino
         if key not in image.pipes:
             image.pipes[key] = len(image.tree.pipes)
-            pipe = image.tree.pipes.add(capacity=held.state.capacity)
-            reader = next((end.state for end in held.state.ends if end.readable), None)
+            pipe = image.tree.pipes.add(capacity=open_file.state.capacity)
+            reader = next((end.state for end in open_file.state.ends if end.readable), None)
             if reader and reader.content:
                 pipe.content, runs = reader.content, reader.runs
-                if runs[-1].size == 1 and any(end.flags & os.O_DIRECT for end in held.state.ends):
+                if runs[-1].size == 1 and any(end.flags & os.O_DIRECT for end in open_file.state.ends):
                     runs[-1].packet = True  # no read tells: there is nothing to drop
                 if any(run.packet for run in runs):
                     pipe.runs.extend(runs)

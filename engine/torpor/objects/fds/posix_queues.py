@@ -75,18 +75,18 @@ class MessageQueue(Kind[QueueState]):
         """What the kernel takes as a queue."""
         return seen.queue
 
-    def grab(self, held: OpenFile[QueueState], pidfd: int, *, content: bool) -> QueueState:
+    def grab(self, open_file: OpenFile[QueueState], pidfd: int, *, content: bool) -> QueueState:
         """Read its sizes, and who will be notified."""
         value = bytearray(_ATTRIBUTES.size)
-        with borrowed(pidfd, held.holders[0].fd) as copy:
+        with borrowed(pidfd, open_file.references[0].fd) as copy:
             syscall(NR.mq_getsetattr, copy, 0, value)
             _, most, largest, waiting = _ATTRIBUTES.unpack(value)
-            return QueueState(most, largest, waiting, "" if held.leased else _notifies(copy))
+            return QueueState(most, largest, waiting, "" if open_file.leased else _notifies(copy))
 
-    def unsupported(self, held: OpenFile[QueueState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
+    def unsupported(self, open_file: OpenFile[QueueState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """It must be empty, and open only in the tree."""
-        state = held.state
-        if held.leased:
+        state = open_file.state
+        if open_file.leased:
             why = "it has a lease (F_SETLEASE), and finding out which process it notifies would break the lease"
             yield Unsupported(why, "give the lease up")
         if state.waiting:
@@ -96,24 +96,24 @@ class MessageQueue(Kind[QueueState]):
             yield Unsupported(
                 f"the POSIX message queue notifies {state.notifies}, which is not kept", "end that (mq_notify)"
             )
-        if other := _outsider(held, tree.pids):
+        if other := _outsider(open_file, tree.pids):
             yield Unsupported(
                 f"{describe_process(other)}, outside of the tree, has the POSIX message queue open", "close it"
             )
 
     def describe(
-        self, held: OpenFile[QueueState], out: Description, tree: GrabbedDescriptors, image: Describing
+        self, open_file: OpenFile[QueueState], out: Description, tree: GrabbedDescriptors, image: Describing
     ) -> None:
         """Write its name, and its inode, which distinguishes it from others with the same name."""
-        out.queue.removed = not held.stat.st_nlink
-        name = held.link.removesuffix(DELETED) if out.queue.removed else held.link
+        out.queue.removed = not open_file.stat.st_nlink
+        name = open_file.link.removesuffix(DELETED) if out.queue.removed else open_file.link
         out.queue.name = os.fsencode(name.removeprefix("/"))
-        out.queue.inode = held.stat.st_ino
-        out.queue.mode = held.stat.st_mode & 0o777
-        out.queue.uid, out.queue.gid = held.stat.st_uid, held.stat.st_gid
-        out.queue.most, out.queue.largest = held.state.most, held.state.largest
-        out.queue.position = held.position
-        out.queue.size = held.stat.st_size
+        out.queue.inode = open_file.stat.st_ino
+        out.queue.mode = open_file.stat.st_mode & 0o777
+        out.queue.uid, out.queue.gid = open_file.stat.st_uid, open_file.stat.st_gid
+        out.queue.most, out.queue.largest = open_file.state.most, open_file.state.largest
+        out.queue.position = open_file.position
+        out.queue.size = open_file.stat.st_size
 
     def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """Names and sizes must be valid."""
@@ -165,13 +165,13 @@ def _notifies(copy: int) -> str:
     return f"process {pid}" if pid else ""
 
 
-def _outsider(held: OpenFile[QueueState], pids: Sequence[int]) -> int:
+def _outsider(open_file: OpenFile[QueueState], pids: Sequence[int]) -> int:
     """A process outside of the tree that has a queue open; 0 if this user can see none."""
     for pid, fd, link in procfs.open_descriptors({*pids, os.getpid()}):
-        if link == held.link:
+        if link == open_file.link:
             with suppress(OSError):  # closed meanwhile
                 status = os.stat(f"/proc/{pid}/fd/{fd}")
-                if (status.st_dev, status.st_ino) == (held.stat.st_dev, held.stat.st_ino):
+                if (status.st_dev, status.st_ino) == (open_file.stat.st_dev, open_file.stat.st_ino):
                     return pid
     return 0
 

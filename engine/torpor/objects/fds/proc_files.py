@@ -59,32 +59,34 @@ class ProcFile(Kind[Shown | None]):
         kind = stat.S_ISREG(seen.stat.st_mode) or stat.S_ISDIR(seen.stat.st_mode)
         return kind and _PATH.fullmatch(os.fsencode(seen.link)) is not None
 
-    def grab(self, held: OpenFile[Shown | None], pidfd: int, *, content: bool) -> None:
+    def grab(self, open_file: OpenFile[Shown | None], pidfd: int, *, content: bool) -> None:
         """Nothing to grab: the kernel generates its content when it is read."""
 
     def finish(self, mine: list[OpenFile[Shown | None]], tree: GrabbedDescriptors) -> None:
         """Find the processes that they are about."""
-        for held in mine:
-            if match := _PATH.fullmatch(os.fsencode(held.link)):
+        for open_file in mine:
+            if match := _PATH.fullmatch(os.fsencode(open_file.link)):
                 pid = _find(int(match[1]), tree)
                 ended = bool(pid and match[2] and not _has_thread(pid, int(match[2])))
-                held.state = Shown(match[3], pid, ended)
+                open_file.state = Shown(match[3], pid, ended)
 
-    def unsupported(self, held: OpenFile[Shown | None], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
+    def unsupported(self, open_file: OpenFile[Shown | None], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """Its process must be in the tree."""
-        if held.state is None or held.state.pid is None:
+        if open_file.state is None or open_file.state.pid is None:
             yield Unsupported("it shows a process that is not in the tree, or has ended", CLOSE)
-        elif held.state.ended:
+        elif open_file.state.ended:
             yield Unsupported("it shows a thread that has ended", CLOSE)
-        elif held.state.path == b"/mem" and {holder.pid for holder in held.holders} != {held.state.pid}:
+        elif open_file.state.path == b"/mem" and {holder.pid for holder in open_file.references} != {
+            open_file.state.pid
+        }:
             yield Unsupported("it shows the memory of another process", CLOSE)
 
     def describe(
-        self, held: OpenFile[Shown | None], out: Description, tree: GrabbedDescriptors, image: Describing
+        self, open_file: OpenFile[Shown | None], out: Description, tree: GrabbedDescriptors, image: Describing
     ) -> None:
         """Write its name, which has the PID in the tree's PID namespace, the one of its /proc."""
-        out.proc.path = os.fsencode(held.link)
-        out.proc.position = held.position
+        out.proc.path = os.fsencode(open_file.link)
+        out.proc.position = open_file.position
 
     def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """The process must be in the image."""

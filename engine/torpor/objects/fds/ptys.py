@@ -90,14 +90,14 @@ class PseudoTerminal(Terminal):
             number in (MULTIPLEXER, CONTROLLING_TERMINAL) or os.major(number) == SLAVE_MAJOR
         )
 
-    def grab(self, held: OpenFile[TerminalState], pidfd: int, *, content: bool) -> TerminalState:
+    def grab(self, open_file: OpenFile[TerminalState], pidfd: int, *, content: bool) -> TerminalState:
         """Read everything but a master's unread bytes: slave sides must be read first, see `finish`."""
-        with borrowed(pidfd, held.holders[0].fd) as copy:
+        with borrowed(pidfd, open_file.references[0].fd) as copy:
             state = TerminalState(asked_number(copy, TIOCGDEV) or 0)
-            if is_master(held):
-                _grab_master(held, copy, state)
+            if is_master(open_file):
+                _grab_master(open_file, copy, state)
             elif state.device:
-                _grab_slave(held, copy, state)
+                _grab_slave(open_file, copy, state)
             else:
                 state.image.hung_up = bool(_events(copy) & select.POLLHUP)
         return state
@@ -106,33 +106,35 @@ class PseudoTerminal(Terminal):
         """Find the sides of each terminal, and the sessions' controlling terminals."""
         if mine and not tree.terminals:
             tree.terminals = dict(_stats(tree.pids))
-        masters = {held.state.device: held for held in mine if is_master(held)}
-        for held in mine:
-            master = masters.get(held.state.device)
-            if is_master(held):
-                held.state.unsupported += _unsupported_at_master(held, masters, tree)
-            elif master and held.state.node in (master.state.node, NO_NODE):
-                held.state.other, master.state.other = master, held
-                master.state.image.exclusive |= held.state.image.exclusive
-                master.state.image.stopped |= held.state.image.stopped
+        masters = {open_file.state.device: open_file for open_file in mine if is_master(open_file)}
+        for open_file in mine:
+            master = masters.get(open_file.state.device)
+            if is_master(open_file):
+                open_file.state.unsupported += _unsupported_at_master(open_file, masters, tree)
+            elif master and open_file.state.node in (master.state.node, NO_NODE):
+                open_file.state.other, master.state.other = master, open_file
+                master.state.image.exclusive |= open_file.state.image.exclusive
+                master.state.image.stopped |= open_file.state.image.stopped
 
-    def outside(self, held: OpenFile[TerminalState], tree: GrabbedDescriptors) -> str:
+    def outside(self, open_file: OpenFile[TerminalState], tree: GrabbedDescriptors) -> str:
         """A slave side whose master is outside of the tree, unless it is only a session's controlling terminal."""
-        if is_master(held) or held.state.other or not held.state.device:
+        if is_master(open_file) or open_file.state.other or not open_file.state.device:
             return ""
-        if not self.stands_for(held, tree) and held.state.device in {one.tty for one in tree.terminals.values()}:
+        if not self.stands_for(open_file, tree) and open_file.state.device in {
+            one.tty for one in tree.terminals.values()
+        }:
             return ""
-        return super().outside(held, tree)
+        return super().outside(open_file, tree)
 
-    def unsupported(self, held: OpenFile[TerminalState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
+    def unsupported(self, open_file: OpenFile[TerminalState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """It must be possible to query it, both sides must be in the tree, and nothing may be in flight."""
-        state = held.state
+        state = open_file.state
         if not state.device and not state.image.hung_up:
             yield Unsupported("it is a device whose state is unknown")
-        if is_master(held) or state.other:
+        if is_master(open_file) or state.other:
             # Before the freeze bytes in flight may arrive at any moment: only the freeze can tell.
             yield from (one for one in state.unsupported if tree.content or not one.passing)
-        if is_master(held) and not (state.image.ended or state.image.locked or state.other):
+        if is_master(open_file) and not (state.image.ended or state.image.locked or state.other):
             yield Unsupported(
                 "its other side is open outside of the tree, or nobody has opened it yet",
                 "checkpoint the whole tree of which both sides are a part",
@@ -140,19 +142,19 @@ class PseudoTerminal(Terminal):
             )
 
     def describe(
-        self, held: OpenFile[TerminalState], out: Description, tree: GrabbedDescriptors, image: Describing
+        self, open_file: OpenFile[TerminalState], out: Description, tree: GrabbedDescriptors, image: Describing
     ) -> None:
         """Write the side, and with the first side the terminal."""
-        out.pty.master = is_master(held)
-        out.pty.pty = _index(held, image)
+        out.pty.master = is_master(open_file)
+        out.pty.pty = _index(open_file, image)
 
     def notices(self, mine: Sequence[OpenFile[TerminalState]], tree: GrabbedDescriptors) -> Iterator[str]:
         """Lines in canonical mode that are not ended yet: nothing shows whether there are any."""
         numbers = sorted(
-            held.state.image.number
-            for held in mine
-            if is_master(held) and held.state.other and not held.state.image.ended
-            if TERMIOS.unpack(held.state.image.termios)[_LOCAL_FLAGS] & termios.ICANON
+            open_file.state.image.number
+            for open_file in mine
+            if is_master(open_file) and open_file.state.other and not open_file.state.image.ended
+            if TERMIOS.unpack(open_file.state.image.termios)[_LOCAL_FLAGS] & termios.ICANON
         )
         if numbers:
             names = first_few([f"/dev/pts/{number}" for number in numbers])
@@ -181,9 +183,9 @@ class PseudoTerminal(Terminal):
                 _make(opening, number, indexes)
 
 
-def is_master(held: OpenFile[TerminalState]) -> bool:
+def is_master(open_file: OpenFile[TerminalState]) -> bool:
     """Whether it is a master side."""
-    return held.stat.st_rdev == MULTIPLEXER
+    return open_file.stat.st_rdev == MULTIPLEXER
 
 
 def settings(fd: int) -> tuple[bytes, bytes]:
@@ -213,7 +215,7 @@ def give_settings(fd: int, pty: Pty) -> None:
 # ------------------------------------------------------------------------------------------ from a live tree
 
 
-def _grab_master(held: OpenFile[TerminalState], copy: int, state: TerminalState) -> None:
+def _grab_master(open_file: OpenFile[TerminalState], copy: int, state: TerminalState) -> None:
     image = state.image
     image.number = os.minor(state.device)
     image.termios, image.window = settings(copy)
@@ -221,10 +223,10 @@ def _grab_master(held: OpenFile[TerminalState], copy: int, state: TerminalState)
     image.packet = bool(asked_number(copy, TIOCGPKT))
     image.master_exclusive = bool(asked_number(copy, TIOCGEXCL))
     image.ended = bool(_events(copy) & select.POLLHUP)
-    folder = os.path.dirname(held.link)
+    folder = os.path.dirname(open_file.link)
     name = f"{folder}/{image.number}" if os.path.basename(folder) == "pts" else f"{folder}/pts/{image.number}"
     try:
-        node = os.stat(f"/proc/{held.holders[0].pid}/root{name}")
+        node = os.stat(f"/proc/{open_file.references[0].pid}/root{name}")
     except OSError as error:
         state.unsupported.append(Unsupported(f"{name} cannot be looked at: {error.strerror}", CLOSE))
         return
@@ -232,10 +234,10 @@ def _grab_master(held: OpenFile[TerminalState], copy: int, state: TerminalState)
     image.mode, image.uid, image.gid = stat.S_IMODE(node.st_mode), node.st_uid, node.st_gid
 
 
-def _grab_slave(held: OpenFile[TerminalState], copy: int, state: TerminalState) -> None:
+def _grab_slave(open_file: OpenFile[TerminalState], copy: int, state: TerminalState) -> None:
     image = state.image
-    if held.stat.st_rdev != CONTROLLING_TERMINAL:
-        state.node = (held.stat.st_dev, held.stat.st_ino)
+    if open_file.stat.st_rdev != CONTROLLING_TERMINAL:
+        state.node = (open_file.stat.st_dev, open_file.stat.st_ino)
     image.number, image.outside = os.minor(state.device), True
     image.termios, image.window = settings(copy)
     image.exclusive = bool(asked_number(copy, TIOCGEXCL))
@@ -249,14 +251,14 @@ def _grab_slave(held: OpenFile[TerminalState], copy: int, state: TerminalState) 
 
 
 def _unsupported_at_master(
-    held: OpenFile[TerminalState],
+    open_file: OpenFile[TerminalState],
     masters: Mapping[int, OpenFile[TerminalState]],
     tree: GrabbedDescriptors,
 ) -> Iterator[Unsupported]:
-    if masters[held.state.device] is not held:
+    if masters[open_file.state.device] is not open_file:
         yield Unsupported("another one in the tree has the same number", CLOSE)
     try:
-        copy = descriptor_of(*held.holders[0])
+        copy = descriptor_of(*open_file.references[0])
     except OSError:
         if tree.content:
             raise
@@ -292,13 +294,13 @@ def _events(fd: int) -> int:
     return next((event for _, event in poll.poll(0)), 0)
 
 
-def _index(held: OpenFile[TerminalState], image: Describing) -> int:
+def _index(open_file: OpenFile[TerminalState], image: Describing) -> int:
     """The index of a terminal in the image, which its first side adds."""
-    state = held.state
+    state = open_file.state
     key = state.device or -len(image.tree.ptys)  # each terminal that has hung up is a separate one
     if key not in image.ptys:
         image.ptys[key] = len(image.tree.ptys)
-        image.tree.ptys.append((state.other.state if state.other and not is_master(held) else state).image)
+        image.tree.ptys.append((state.other.state if state.other and not is_master(open_file) else state).image)
     return image.ptys[key]
 
 
@@ -330,9 +332,11 @@ def describe_sessions(image: Describing) -> list[Reason]:
 
 def _terminal(device: int, image: Describing) -> int:
     if device not in image.ptys:
-        held = next((held for held in image.grabbed.of(Terminal) if held.state.device == device), None)
+        open_file = next(
+            (open_file for open_file in image.grabbed.of(Terminal) if open_file.state.device == device), None
+        )
         image.ptys[device] = len(image.tree.ptys)
-        image.tree.ptys.append(held.state.image if held else Pty())
+        image.tree.ptys.append(open_file.state.image if open_file else Pty())
         image.tree.ptys[-1].outside = True
     return image.ptys[device]
 

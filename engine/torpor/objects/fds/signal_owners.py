@@ -52,21 +52,23 @@ def ask(fd: int) -> SignalOwner | None:
     return SignalOwner(kind, pid, signal) if pid or signal or kind else None
 
 
-def unsupported(held: OpenFile[Any], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
+def unsupported(open_file: OpenFile[Any], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
     """Say why the owner of a description cannot be kept."""
-    owner = held.owner
-    if owner is None or not owner.pid or stat.S_ISREG(held.stat.st_mode):  # a file sends none
+    owner = open_file.owner
+    if owner is None or not owner.pid or stat.S_ISREG(open_file.stat.st_mode):  # a file sends none
         return
-    if held.under_way_to is not None:
+    if open_file.under_way_to is not None:
         yield Unsupported("it sends signals (F_SETOWN), and lies in a socket's queue", "try again", passing=True)
     if _member(owner, tree) is None:
         who = f"process group {owner.pid}" if owner.kind == GROUP else describe_process(owner.pid)
         yield Unsupported(f"it sends signals to {who}, outside of the tree (F_SETOWN)", "set the owner to 0")
 
 
-def describe(held: OpenFile[Any], tree: GrabbedDescriptors, processes: Mapping[int, Process], out: Description) -> None:
+def describe(
+    open_file: OpenFile[Any], tree: GrabbedDescriptors, processes: Mapping[int, Process], out: Description
+) -> None:
     """Write the owner to the image, with its id there."""
-    owner = held.owner
+    owner = open_file.owner
     if owner is None:
         return
     out.signal_owner.kind, out.signal_owner.signal = owner.kind, owner.signal

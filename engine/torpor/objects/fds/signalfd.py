@@ -32,12 +32,14 @@ class Signalfd(Kind[None]):
         """By its link."""
         return seen.link == "anon_inode:[signalfd]"
 
-    def grab(self, held: OpenFile[None], pidfd: int, *, content: bool) -> None:
+    def grab(self, open_file: OpenFile[None], pidfd: int, *, content: bool) -> None:
         """Nothing to grab: fdinfo has the mask."""
 
-    def describe(self, held: OpenFile[None], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
+    def describe(
+        self, open_file: OpenFile[None], out: Description, tree: GrabbedDescriptors, image: Describing
+    ) -> None:
         """Write its mask: bit n - 1 is signal n."""
-        out.signalfd.mask = int(held.fields["sigmask"], 16)
+        out.signalfd.mask = int(open_file.fields["sigmask"], 16)
 
     def make(self, description: Description, opening: Opening) -> int:
         """Make it with its mask; the kernel removes SIGKILL and SIGSTOP from any mask."""

@@ -64,32 +64,32 @@ class Terminal(Kind[TerminalState]):
         name = seen.link.removeprefix("/dev/")
         return stat.S_ISCHR(seen.stat.st_mode) and name.startswith(("tty", "console", "hvc"))
 
-    def grab(self, held: OpenFile[TerminalState], pidfd: int, *, content: bool) -> TerminalState:
+    def grab(self, open_file: OpenFile[TerminalState], pidfd: int, *, content: bool) -> TerminalState:
         """Find which terminal it really is."""
-        with borrowed(pidfd, held.holders[0].fd) as copy:
+        with borrowed(pidfd, open_file.references[0].fd) as copy:
             return TerminalState(asked_number(copy, TIOCGDEV) or 0)
 
-    def outside(self, held: OpenFile[TerminalState], tree: GrabbedDescriptors) -> str:
+    def outside(self, open_file: OpenFile[TerminalState], tree: GrabbedDescriptors) -> str:
         """Always: a person or a program is behind it."""
-        return f"terminal {held.link}" if held.state.device else ""
+        return f"terminal {open_file.link}" if open_file.state.device else ""
 
-    def stands_for(self, held: OpenFile[TerminalState], tree: GrabbedDescriptors) -> list[int]:
+    def stands_for(self, open_file: OpenFile[TerminalState], tree: GrabbedDescriptors) -> list[int]:
         """The same numbers as the same terminal in stdio."""
-        if held.stdio:
-            return held.stdio
-        same = (other.stdio for other in tree.of(Terminal) if other.state.device == held.state.device)
-        return sorted(set(chain.from_iterable(same))) or super().stands_for(held, tree)
+        if open_file.stdio:
+            return open_file.stdio
+        same = (other.stdio for other in tree.of(Terminal) if other.state.device == open_file.state.device)
+        return sorted(set(chain.from_iterable(same))) or super().stands_for(open_file, tree)
 
-    def unsupported(self, held: OpenFile[TerminalState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
+    def unsupported(self, open_file: OpenFile[TerminalState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """It must be a terminal."""
-        if not held.state.device:
+        if not open_file.state.device:
             yield Unsupported("it is a device whose state is unknown")
 
     def describe(
-        self, held: OpenFile[TerminalState], out: Description, tree: GrabbedDescriptors, image: Describing
+        self, open_file: OpenFile[TerminalState], out: Description, tree: GrabbedDescriptors, image: Describing
     ) -> None:
         """Never called: what leads outside is described by its number."""
-        raise AssertionError(f"{held.link} should be described by its number")
+        raise AssertionError(f"{open_file.link} should be described by its number")
 
     def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """The image must name one of three numbers, and the restorer must have it open."""

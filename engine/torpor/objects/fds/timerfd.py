@@ -94,30 +94,30 @@ class Timerfd(Kind[TimerState]):
         """By its link."""
         return seen.link == "anon_inode:[timerfd]"
 
-    def grab(self, held: OpenFile[TimerState], pidfd: int, *, content: bool) -> TimerState:
+    def grab(self, open_file: OpenFile[TimerState], pidfd: int, *, content: bool) -> TimerState:
         """Query the time first: an expired interval is not counted before it is read or queried."""
-        with borrowed(pidfd, held.holders[0].fd) as copy:
+        with borrowed(pidfd, open_file.references[0].fd) as copy:
             syscall(NR.timerfd_gettime, copy, bytearray(ITIMERSPEC.size))
             return _read("self", copy)
 
     def finish(self, mine: list[OpenFile[TimerState]], tree: GrabbedDescriptors) -> None:
         """Read again those that may be due, when their interrupts have been handled."""
-        due = [held for held in mine if held.state.may_be_due] if tree.content else []
+        due = [open_file for open_file in mine if open_file.state.may_be_due] if tree.content else []
         if due:
             time.sleep(INTERRUPT)
-        for held in due:
-            held.state = _read(held.holders[0].pid, held.holders[0].fd)
+        for open_file in due:
+            open_file.state = _read(open_file.references[0].pid, open_file.references[0].fd)
 
-    def unsupported(self, held: OpenFile[TimerState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
+    def unsupported(self, open_file: OpenFile[TimerState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """Its clock must not wake the machine."""
-        if held.state.clock not in CLOCKS:
-            yield Unsupported(f"its clock {held.state.clock} is not kept: it wakes a sleeping machine", "close it")
+        if open_file.state.clock not in CLOCKS:
+            yield Unsupported(f"its clock {open_file.state.clock} is not kept: it wakes a sleeping machine", "close it")
 
     def describe(
-        self, held: OpenFile[TimerState], out: Description, tree: GrabbedDescriptors, image: Describing
+        self, open_file: OpenFile[TimerState], out: Description, tree: GrabbedDescriptors, image: Describing
     ) -> None:
         """Write all fields of fdinfo."""
-        state, timer = held.state, out.timerfd
+        state, timer = open_file.state, out.timerfd
         timer.clock, timer.ticks, timer.interval_ns = state.clock, state.ticks, state.interval_ns
         timer.settime_flags = state.flags
         if state.absolute:

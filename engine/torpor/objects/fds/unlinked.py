@@ -43,17 +43,17 @@ class Unlinked(MemoryDescriptor):
         """A regular file without links."""
         return stat.S_ISREG(seen.stat.st_mode) and seen.stat.st_nlink == 0 and seen.link.startswith("/")
 
-    def grab(self, held: OpenFile[Attributes], pidfd: int, *, content: bool) -> Attributes:
+    def grab(self, open_file: OpenFile[Attributes], pidfd: int, *, content: bool) -> Attributes:
         """Read its attributes; files on disk have no seals."""
-        if is_path(held):
+        if is_path(open_file):
             return Attributes()
-        with borrowed(pidfd, held.holders[0].fd) as copy:
+        with borrowed(pidfd, open_file.references[0].fd) as copy:
             return file_attributes.take(copy)
 
-    def unsupported(self, held: OpenFile[Attributes], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
+    def unsupported(self, open_file: OpenFile[Attributes], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """It must be quick to read."""
-        size = held.stat.st_blocks * BLOCK
-        if is_path(held):
+        size = open_file.stat.st_blocks * BLOCK
+        if is_path(open_file):
             yield Unsupported("it has no name any more and is open as a name only (O_PATH)", "close it")
         elif size > LARGEST:
             yield Unsupported(
@@ -61,15 +61,15 @@ class Unlinked(MemoryDescriptor):
                 " that are copied while the program stands still",
                 "give it a name",
             )
-        elif held.flags & os.O_DIRECT:
+        elif open_file.flags & os.O_DIRECT:
             yield Unsupported("it has no name any more and is open for direct access (O_DIRECT)", "clear the flag")
         else:
-            yield from self.unsupported_content(held, tree)
+            yield from self.unsupported_content(open_file, tree)
 
     def describe(
-        self, held: OpenFile[Attributes], out: Description, tree: GrabbedDescriptors, image: Describing
+        self, open_file: OpenFile[Attributes], out: Description, tree: GrabbedDescriptors, image: Describing
     ) -> None:
         """As a file in memory. O_TMPFILE is kept only for O_RDWR, since a restore makes the file with O_RDWR."""
         if out.flags & os.O_ACCMODE != os.O_RDWR:
             out.flags &= ~(O_TMPFILE | os.O_DIRECTORY)
-        super().describe(held, out, tree, image)
+        super().describe(open_file, out, tree, image)

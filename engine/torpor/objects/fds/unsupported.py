@@ -94,50 +94,50 @@ class UnsupportedKind(Kind[Family | None]):
         """Always: whatever reaches this kind is unsupported."""
         return True
 
-    def grab(self, held: OpenFile[Family | None], pidfd: int, *, content: bool) -> Family | None:
+    def grab(self, open_file: OpenFile[Family | None], pidfd: int, *, content: bool) -> Family | None:
         """The address family, type and protocol of a socket."""
-        if not stat.S_ISSOCK(held.stat.st_mode):
+        if not stat.S_ISSOCK(open_file.stat.st_mode):
             return None
-        with borrowed(pidfd, held.holders[0].fd) as copy:
+        with borrowed(pidfd, open_file.references[0].fd) as copy:
             return family_of(copy)
 
-    def unsupported(self, held: OpenFile[Family | None], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
+    def unsupported(self, open_file: OpenFile[Family | None], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """Always one reason: this kind is never kept."""
-        yield _why(held)
+        yield _why(open_file)
 
     def describe(
-        self, held: OpenFile[Family | None], out: Description, tree: GrabbedDescriptors, image: Describing
+        self, open_file: OpenFile[Family | None], out: Description, tree: GrabbedDescriptors, image: Describing
     ) -> None:
         """Never called: the checkpoint was refused before."""
-        raise AssertionError(f"{held.link} is not kept")
+        raise AssertionError(f"{open_file.link} is not kept")
 
 
-def _why(held: OpenFile[Family | None]) -> Unsupported:
-    mode = held.stat.st_mode
-    if not held.link:
+def _why(open_file: OpenFile[Family | None]) -> Unsupported:
+    mode = open_file.stat.st_mode
+    if not open_file.link:
         return Unsupported("its path is longer than the 4096 bytes that the kernel shows", "move it to a shorter path")
-    if _FABRIC.match(held.link):
+    if _FABRIC.match(open_file.link):
         return _OWN_ADAPTER
     if stat.S_ISBLK(mode):
         return Unsupported("a block device is open", CLOSE)
     if stat.S_ISCHR(mode):
-        major, minor = os.major(held.stat.st_rdev), os.minor(held.stat.st_rdev)
+        major, minor = os.major(open_file.stat.st_rdev), os.minor(open_file.stat.st_rdev)
         other = Unsupported(f"the state of the device {major}:{minor} is not known", CLOSE)
         return DEVICES.get((major, minor)) or DEVICES.get((major, -1)) or other
-    if held.link.startswith("anon_inode:bpf") or held.link.startswith("anon_inode:[bpf"):
+    if open_file.link.startswith("anon_inode:bpf") or open_file.link.startswith("anon_inode:[bpf"):
         return Unsupported("BPF programs and maps live in this kernel", CLOSE)
-    if held.state is not None:
+    if open_file.state is not None:
         return Unsupported(
-            f"{_socket(held.state)} cannot be kept: what it sends and receives belongs to this host", CLOSE
+            f"{_socket(open_file.state)} cannot be kept: what it sends and receives belongs to this host", CLOSE
         )
-    if namespace := _NAMESPACE.match(held.link):
+    if namespace := _NAMESPACE.match(open_file.link):
         return Unsupported(f"it refers to a {namespace[1]} namespace of this host", CLOSE)
-    if held.link == IO_URING and _is_idle(held.fields):
+    if open_file.link == IO_URING and _is_idle(open_file.fields):
         return Unsupported(
             f"{ANONYMOUS[IO_URING].why}, even when it is idle: all requests have completed and their results were read",
             NO_IO_URING,
         )
-    return ANONYMOUS.get(held.link, Unsupported("its kind is unknown", CLOSE))
+    return ANONYMOUS.get(open_file.link, Unsupported("its kind is unknown", CLOSE))
 
 
 def _socket(family: Family) -> str:

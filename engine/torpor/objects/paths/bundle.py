@@ -182,12 +182,12 @@ def _mapped_to_write(image: pb.Tree) -> set[bytes]:
 
 def _leased(image: pb.Tree) -> set[bytes]:
     entries = (entry for process in image.processes for entry in process.fds)
-    held = {
+    indexes = {
         entry.description
         for entry in entries
         if any(lock.kind == pb.Lock.LEASE and lock.exclusive for lock in entry.locks)
     }
-    return {image.descriptions[index].file.path for index in held}
+    return {image.descriptions[index].file.path for index in indexes}
 
 
 def _store(path: bytes, fd: int, size: int, image: pb.Tree, out: PageWriter) -> bytes:

@@ -72,10 +72,10 @@ def _near(tree: GrabbedDescriptors) -> list[str]:
                 for part in {word, word.rpartition(b"=")[2]}:  # --directory=PATH
                     if part and len(part) < 4096:
                         found[os.path.normpath(os.path.join(here, os.fsdecode(part)))] = None
-    for held in tree.held:
-        if held.link.startswith("/") and not held.link.startswith(("/dev/", "/proc/")):
-            found[held.link] = None
-            found[os.path.dirname(held.link)] = None
+    for open_file in tree.open_files:
+        if open_file.link.startswith("/") and not open_file.link.startswith(("/dev/", "/proc/")):
+            found[open_file.link] = None
+            found[os.path.dirname(open_file.link)] = None
     for pid in pids:
         with suppress(OSError):
             for mapping in procfs.mappings(pid):

@@ -67,18 +67,18 @@ class Netlink(Kind[NetlinkState]):
         """By family and protocol."""
         return seen.family is not None and seen.family.family == socket.AF_NETLINK and seen.family.protocol in PROTOCOLS
 
-    def grab(self, held: OpenFile[NetlinkState], pidfd: int, *, content: bool) -> NetlinkState:
+    def grab(self, open_file: OpenFile[NetlinkState], pidfd: int, *, content: bool) -> NetlinkState:
         """Read addresses, options and groups."""
-        with borrowed(pidfd, held.holders[0].fd) as copy:
+        with borrowed(pidfd, open_file.references[0].fd) as copy:
             _, port, _ = _NAME.unpack(addresses.local_name(copy))
             _, peer, groups = _NAME.unpack(addresses.peer_name(copy))
             state = common.look(copy, OPTIONS, listening=True)
             return NetlinkState(state, port, peer or groups, _groups(copy))
 
-    def unsupported(self, held: OpenFile[NetlinkState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
+    def unsupported(self, open_file: OpenFile[NetlinkState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """It must be idle, and may be connected only to the kernel."""
-        state = held.state
-        yield from common.unsupported(state.socket, held.holders[0].pid)
+        state = open_file.state
+        yield from common.unsupported(state.socket, open_file.references[0].pid)
         if state.socket.events & (select.POLLIN | select.POLLERR):
             yield Unsupported(
                 "messages of the kernel wait in it that were not read", "read them, or try again", passing=True
@@ -87,10 +87,10 @@ class Netlink(Kind[NetlinkState]):
             yield Unsupported("it is connected to a group or another program", "close it before the checkpoint")
 
     def describe(
-        self, held: OpenFile[NetlinkState], out: Description, tree: GrabbedDescriptors, image: Describing
+        self, open_file: OpenFile[NetlinkState], out: Description, tree: GrabbedDescriptors, image: Describing
     ) -> None:
         """Write all of it."""
-        state = held.state
+        state = open_file.state
         out.netlink.type, out.netlink.protocol = state.socket.family.type, state.socket.family.protocol
         out.netlink.port = state.port
         out.netlink.groups.extend(state.groups)

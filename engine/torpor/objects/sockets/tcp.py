@@ -151,9 +151,9 @@ class Tcp(Kind[TcpState]):
             and family.protocol in PROTOCOLS
         )
 
-    def grab(self, held: OpenFile[TcpState], pidfd: int, *, content: bool) -> TcpState:
+    def grab(self, open_file: OpenFile[TcpState], pidfd: int, *, content: bool) -> TcpState:
         """Read names, options, counters and the receive queue."""
-        with borrowed(pidfd, held.holders[0].fd) as copy:
+        with borrowed(pidfd, open_file.references[0].fd) as copy:
             info = Info(common.getsockopt(copy, socket.IPPROTO_TCP, socket.TCP_INFO, Info.SIZE))
             listening = info.state == State.LISTEN
             family = common.number(copy, socket.SOL_SOCKET, socket.SO_DOMAIN)
@@ -172,25 +172,25 @@ class Tcp(Kind[TcpState]):
 
     def finish(self, mine: list[OpenFile[TcpState]], tree: GrabbedDescriptors) -> None:
         """Find the other end of each connection."""
-        connected = {held.state.ends: held for held in mine if held.state.remote}
-        for (local, remote), held in connected.items():
-            held.state.peer = connected.get((remote, local))
+        connected = {open_file.state.ends: open_file for open_file in mine if open_file.state.remote}
+        for (local, remote), open_file in connected.items():
+            open_file.state.peer = connected.get((remote, local))
         _find_waiting(mine)
         if tree.content:
-            for held in mine:
-                if held.state.peer and _under_way(held.state, held.state.peer.state):
-                    _bring(held, held.state.peer)
+            for open_file in mine:
+                if open_file.state.peer and _under_way(open_file.state, open_file.state.peer.state):
+                    _bring(open_file, open_file.state.peer)
 
-    def outside(self, held: OpenFile[TcpState], tree: GrabbedDescriptors) -> str:
+    def outside(self, open_file: OpenFile[TcpState], tree: GrabbedDescriptors) -> str:
         """Only for standard input, output and error: other connections to the outside are reset."""
-        if not held.stdio or not held.state.remote or held.state.peer is not None:
+        if not open_file.stdio or not open_file.state.remote or open_file.state.peer is not None:
             return ""
-        return f"a connection to {held.state.ends[1]}"
+        return f"a connection to {open_file.state.ends[1]}"
 
-    def unsupported(self, held: OpenFile[TcpState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
+    def unsupported(self, open_file: OpenFile[TcpState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """No data may be in flight that neither end has."""
-        state = held.state
-        yield from common.unsupported(state.socket, tree.asked(held.holders[0].pid))
+        state = open_file.state
+        yield from common.unsupported(state.socket, tree.asked(open_file.references[0].pid))
         layer = state.layer.strip(b"\0").decode(errors="replace")
         if layer not in ("", "mptcp"):
             yield Unsupported(f"the kernel does {layer} for it (TCP_ULP), which is not kept", "do it in the program")
@@ -209,7 +209,7 @@ class Tcp(Kind[TcpState]):
             yield Unsupported(
                 "urgent data is in its queue, which is not kept", "try again when it was read", passing=True
             )
-        if state.peer is held and state.info.state != State.ESTABLISHED:
+        if state.peer is open_file and state.info.state != State.ESTABLISHED:
             yield Unsupported("its connection to itself is just ending", "try again", passing=True)
         elif state.peer is not None and (under_way := _under_way(state, state.peer.state)):
             yield Unsupported(
@@ -218,19 +218,21 @@ class Tcp(Kind[TcpState]):
                 passing=True,
             )
 
-    def unread(self, held: OpenFile[TcpState]) -> int:
+    def unread(self, open_file: OpenFile[TcpState]) -> int:
         """Its receive queue."""
-        return len(held.state.received)
+        return len(open_file.state.received)
 
-    def only_one(self, held: OpenFile[TcpState]) -> str:
+    def only_one(self, open_file: OpenFile[TcpState]) -> str:
         """The port of a listener, or of an end whose other end is in the tree."""
-        state = held.state
+        state = open_file.state
         inside = state.info.state == State.LISTEN or state.peer is not None
         return "its port" if inside and addresses.address(state.local).port else ""
 
-    def describe(self, held: OpenFile[TcpState], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
+    def describe(
+        self, open_file: OpenFile[TcpState], out: Description, tree: GrabbedDescriptors, image: Describing
+    ) -> None:
         """Write its state, and what it has received."""
-        state, tcp = held.state, out.tcp
+        state, tcp = open_file.state, out.tcp
         tcp.family, tcp.protocol = state.socket.family.family, state.socket.family.protocol
         tcp.local, tcp.remote = state.local, state.remote
         tcp.received = state.received
@@ -246,7 +248,7 @@ class Tcp(Kind[TcpState]):
             tcp.kept = state.kept
         elif tcp.state == TcpSocket.INSIDE:
             assert state.peer
-            tcp.peer = image.index_of(state.peer, state.peer.holders[0].fd)
+            tcp.peer = image.index_of(state.peer, state.peer.references[0].fd)
             tcp.connected = _missing(state, state.peer.state) == 1 and not state.mptcp
             tcp.shut_read = hung_up and not _ended(state.peer.state)
             tcp.shut_write = _ended(state)
@@ -256,25 +258,29 @@ class Tcp(Kind[TcpState]):
 
     def notices(self, mine: Sequence[OpenFile[TcpState]], tree: GrabbedDescriptors) -> Iterator[str]:
         """Connections that the woken program will see reset, and those that were not accepted."""
-        served = {addresses.address(held.state.local).port for held in mine if held.state.info.state == State.LISTEN}
+        served = {
+            addresses.address(open_file.state.local).port
+            for open_file in mine
+            if open_file.state.info.state == State.LISTEN
+        }
         lost: list[str] = []
         asked: set[int] = set()
-        for held in mine:
-            if not held.state.remote or _state(held.state) != TcpSocket.OUTSIDE or held.state.kept:
+        for open_file in mine:
+            if not open_file.state.remote or _state(open_file.state) != TcpSocket.OUTSIDE or open_file.state.kept:
                 continue
-            if self.outside(held, tree):
+            if self.outside(open_file, tree):
                 continue
-            here, there = held.state.ends
+            here, there = open_file.state.ends
             if here.port in served:
                 asked.add(here.port)
             else:
-                lost.append(f"{descriptor_name(held.holders[0])}, to {there}")
+                lost.append(f"{descriptor_name(open_file.references[0])}, to {there}")
         if lost:
             yield f"TCP connections to others will be seen reset by the woken program: {first_few(lost)}"
         if asked:
             yield f"{CLIENTS} {', '.join(map(str, sorted(asked)))}"
-        waiting = sum(held.state.info.waiting for held in mine if held.state.info.state == State.LISTEN)
-        if (others := waiting - sum(held.state.waits for held in mine)) > 0:
+        waiting = sum(open_file.state.info.waiting for open_file in mine if open_file.state.info.state == State.LISTEN)
+        if (others := waiting - sum(open_file.state.waits for open_file in mine)) > 0:
             yield f"TCP connections from others that were not accepted yet are lost: {others}"
 
     def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
@@ -304,10 +310,12 @@ def client_ports(notice: str) -> set[int]:
 
 def _find_waiting(mine: list[OpenFile[TcpState]]) -> None:
     """Find the ends whose connections a listener of the tree has not accepted yet."""
-    listeners = [addresses.address(held.state.local) for held in mine if held.state.info.state == State.LISTEN]
+    listeners = [
+        addresses.address(open_file.state.local) for open_file in mine if open_file.state.info.state == State.LISTEN
+    ]
     alone = []
-    for held in mine:
-        state = held.state
+    for open_file in mine:
+        state = open_file.state
         if state.remote and state.peer is None and not state.mptcp and state.info.state in WAITING:
             there = state.ends[1]
             if any(one.port == there.port and (one.host == there.host or one.host.is_unspecified) for one in listeners):
@@ -321,10 +329,10 @@ def _find_waiting(mine: list[OpenFile[TcpState]]) -> None:
 
 def choose_for_repair(tree: GrabbedDescriptors) -> None:
     """Choose the connections to the outside that can go on; see `torpor.objects.sockets.tcp_repair`."""
-    for held in tree.of(Tcp):
-        state = held.state
+    for open_file in tree.of(Tcp):
+        state = open_file.state
         outside = _state(state) == TcpSocket.OUTSIDE and bool(state.remote)
-        ours = not held.stdio and held.under_way_to is None
+        ours = not open_file.stdio and open_file.under_way_to is None
         plain = not state.mptcp and not state.layer.strip(b"\0")
         if outside and ours and plain and state.info.state in tcp_repair.GO_ON:
             state.kept = tcp_repair.new_name()
@@ -332,9 +340,9 @@ def choose_for_repair(tree: GrabbedDescriptors) -> None:
 
 def hold_for_repair(tree: GrabbedDescriptors, hold: tcp_repair.Hold) -> None:
     """Copy the descriptors of those connections, while the tree is still frozen."""
-    for held in tree.of(Tcp):
-        if held.state.kept:
-            hold.take(held.state.kept, held.holders[0])
+    for open_file in tree.of(Tcp):
+        if open_file.state.kept:
+            hold.take(open_file.state.kept, open_file.references[0])
 
 
 def arm_reset(tree: GrabbedDescriptors) -> None:
@@ -344,13 +352,13 @@ def arm_reset(tree: GrabbedDescriptors) -> None:
     left as it is: the kernel still delivers them.
     """
     linger = struct.pack("ii", 1, 0)
-    for held in tree.of(Tcp):
-        if held.under_way_to is not None or held.state.kept:
+    for open_file in tree.of(Tcp):
+        if open_file.under_way_to is not None or open_file.state.kept:
             continue  # no process has it, or it will go on
-        if (copy := copy_unless_ended(held.holders[0])) is None:
+        if (copy := copy_unless_ended(open_file.references[0])) is None:
             continue
         try:
-            if addresses.peer_name(copy) and (held.state.peer or not common.queued(copy, termios.TIOCOUTQ)):
+            if addresses.peer_name(copy) and (open_file.state.peer or not common.queued(copy, termios.TIOCOUTQ)):
                 syscall(NR.setsockopt, copy, socket.SOL_SOCKET, socket.SO_LINGER, linger, len(linger))
         finally:
             os.close(copy)
@@ -413,11 +421,11 @@ def _bring(sender: OpenFile[TcpState], receiver: OpenFile[TcpState]) -> None:
 
 
 @contextmanager
-def _ours(held: OpenFile[TcpState]) -> Iterator[socket.socket]:
+def _ours(open_file: OpenFile[TcpState]) -> Iterator[socket.socket]:
     """A copy of a socket for our use."""
-    pidfd = pidfd_open(held.holders[0].pid)
+    pidfd = pidfd_open(open_file.references[0].pid)
     try:
-        with borrowed(pidfd, held.holders[0].fd) as copy:
+        with borrowed(pidfd, open_file.references[0].fd) as copy:
             sock = socket.socket(fileno=copy)
             try:
                 yield sock

@@ -116,9 +116,9 @@ class Udp(Kind[UdpState]):
             and (family.type, family.protocol) == (socket.SOCK_DGRAM, socket.IPPROTO_UDP)
         )
 
-    def grab(self, held: OpenFile[UdpState], pidfd: int, *, content: bool) -> UdpState:
+    def grab(self, open_file: OpenFile[UdpState], pidfd: int, *, content: bool) -> UdpState:
         """Read addresses, options and the queue."""
-        with borrowed(pidfd, held.holders[0].fd) as copy:
+        with borrowed(pidfd, open_file.references[0].fd) as copy:
             family = common.number(copy, socket.SOL_SOCKET, socket.SO_DOMAIN)
             encapsulation = common.if_known(copy, socket.IPPROTO_UDP, UDP_ENCAP, 4)
             state = UdpState(
@@ -135,17 +135,17 @@ class Udp(Kind[UdpState]):
 
     def finish(self, mine: list[OpenFile[UdpState]], tree: GrabbedDescriptors) -> None:
         """Ask the kernel which sides were shut down."""
-        with_port = [held for held in mine if _has_port(held.state)] if tree.content else []
+        with_port = [open_file for open_file in mine if _has_port(open_file.state)] if tree.content else []
         shut: dict[int, int] = {}
-        for family in {held.state.socket.family.family for held in with_port}:
+        for family in {open_file.state.socket.family.family for open_file in with_port}:
             shut |= shut_udp(family)
-        for held in with_port:
-            held.state.shut = shut.get(held.stat.st_ino, 0)
+        for open_file in with_port:
+            open_file.state.shut = shut.get(open_file.stat.st_ino, 0)
 
-    def unsupported(self, held: OpenFile[UdpState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
+    def unsupported(self, open_file: OpenFile[UdpState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """A restore must be able to send its unread datagrams again."""
-        state = held.state
-        yield from common.unsupported(state.socket, tree.asked(held.holders[0].pid))
+        state = open_file.state
+        yield from common.unsupported(state.socket, tree.asked(open_file.references[0].pid))
         if state.failed and not state.shut_read and state.socket.events & select.POLLIN:
             why = "datagrams wait in it behind an error (ICMP), which reading them would consume"
             yield Unsupported(why, "read the error, or try again", passing=True)
@@ -168,14 +168,16 @@ class Udp(Kind[UdpState]):
         if state.encapsulates:
             yield Unsupported("it carries packets for the kernel (UDP_ENCAP)", "close it")
 
-    def only_one(self, held: OpenFile[UdpState]) -> str:
+    def only_one(self, open_file: OpenFile[UdpState]) -> str:
         """The port, if it has one."""
-        where = _address(held.state.local)
+        where = _address(open_file.state.local)
         return "its port" if where and where.port else ""
 
-    def describe(self, held: OpenFile[UdpState], out: Description, tree: GrabbedDescriptors, image: Describing) -> None:
+    def describe(
+        self, open_file: OpenFile[UdpState], out: Description, tree: GrabbedDescriptors, image: Describing
+    ) -> None:
         """Write addresses and options."""
-        state = held.state
+        state = open_file.state
         out.udp.family, out.udp.local, out.udp.remote = state.socket.family.family, state.local, state.remote
         wanted = _options(state.socket.family.family)
         out.udp.options.extend(common.non_default_options(state.socket.family, state.socket.options, wanted))
@@ -186,7 +188,7 @@ class Udp(Kind[UdpState]):
 
     def notices(self, mine: Sequence[OpenFile[UdpState]], tree: GrabbedDescriptors) -> Iterator[str]:
         """Empty datagrams that only an earlier checkpoint was shown."""
-        if lacking := [descriptor_name(held.holders[0]) for held in mine if held.state.may_lack]:
+        if lacking := [descriptor_name(open_file.references[0]) for open_file in mine if open_file.state.may_lack]:
             why = "the kernel has shown them to an earlier checkpoint only"
             what = "empty datagrams that wait in UDP sockets may be missing in the snapshot"
             yield f"{what}, as {why}: {first_few(lacking)}"

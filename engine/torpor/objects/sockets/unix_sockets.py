@@ -115,9 +115,9 @@ class Unix(Kind[UnixState]):
         """By its address family."""
         return seen.family is not None and seen.family.family == socket.AF_UNIX
 
-    def grab(self, held: OpenFile[UnixState], pidfd: int, *, content: bool) -> UnixState:
+    def grab(self, open_file: OpenFile[UnixState], pidfd: int, *, content: bool) -> UnixState:
         """Read options and the queue."""
-        with borrowed(pidfd, held.holders[0].fd) as copy:
+        with borrowed(pidfd, open_file.references[0].fd) as copy:
             listening = bool(common.number(copy, socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
             name = unix_paths.of(addresses.peer_name(copy)[PATH:])
             outgoing = 0 if listening else common.queued(copy, termios.TIOCOUTQ)
@@ -128,32 +128,32 @@ class Unix(Kind[UnixState]):
                 state.queue = unix_queues.peek(copy, state.socket)
         return state
 
-    def under_way(self, held: OpenFile[UnixState]) -> list[InFlight]:
+    def under_way(self, open_file: OpenFile[UnixState]) -> list[InFlight]:
         """The descriptors that come with the content of its queue."""
-        return [one for message in held.state.queue.messages for one in message.rights]
+        return [one for message in open_file.state.queue.messages for one in message.rights]
 
     def finish(self, mine: list[OpenFile[UnixState]], tree: GrabbedDescriptors) -> None:
         """Query the connections between sockets."""
         if mine:
             diagnosis = Diagnosis()
-            for held in mine:
-                held.state.diagnosis = diagnosis
+            for open_file in mine:
+                open_file.state.diagnosis = diagnosis
 
-    def outside(self, held: OpenFile[UnixState], tree: GrabbedDescriptors) -> str:
+    def outside(self, open_file: OpenFile[UnixState], tree: GrabbedDescriptors) -> str:
         """The other end, if it is open and not in the tree."""
         _pair(tree)
-        known = held.state.known
-        if known is None or known.peer is None or held.state.peer is not None or _peer_is_closed(held.state):
+        known = open_file.state.known
+        if known is None or known.peer is None or open_file.state.peer is not None or _peer_is_closed(open_file.state):
             return ""
-        if held.state.sends_to_name or held.state.waits_at is not None:
+        if open_file.state.sends_to_name or open_file.state.waits_at is not None:
             return ""
-        return f"the unix socket {unix_paths.printable(held.state.peer_name) or known.peer}"
+        return f"the unix socket {unix_paths.printable(open_file.state.peer_name) or known.peer}"
 
-    def unsupported(self, held: OpenFile[UnixState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
+    def unsupported(self, open_file: OpenFile[UnixState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """Its name and its other end must be known, and its queue must have been read completely."""
         _pair(tree)
-        state = held.state
-        yield from common.unsupported(state.socket, tree.asked(held.holders[0].pid))
+        state = open_file.state
+        yield from common.unsupported(state.socket, tree.asked(open_file.references[0].pid))
         if state.diagnosis and state.diagnosis.unavailable:
             yield Unsupported(
                 f"the kernel does not tell who it is connected to: {state.diagnosis.unavailable}",
@@ -169,39 +169,43 @@ class Unix(Kind[UnixState]):
             yield Unsupported(
                 "it has a name, and its other end is closed, has none, or has not accepted it yet", "close it"
             )
-        elif state.peer is not None and state.peer.state.peer is not held and not state.sends_to_name:
+        elif state.peer is not None and state.peer.state.peer is not open_file and not state.sends_to_name:
             yield Unsupported("its other end is connected to another socket, which is not kept")
         elif state.queue.messages and (state.sends_to_name or (state.known.peer is None and not state.bound)):
             yield Unsupported("messages wait in it that nobody could send again", "receive them", passing=True)
         if state.queue.lost:
             yield Unsupported(state.queue.lost, "try again when the program has received what was sent", passing=True)
-        for one in self.under_way(held):
-            if one.held is not None and one.held.kind.field in OPENED_BY_PROCESSES:
+        for one in self.under_way(open_file):
+            if one.open_file is not None and one.open_file.kind.field in OPENED_BY_PROCESSES:
                 names = {Pidfd.field: "a pidfd", MessageQueue.field: "a POSIX message queue"}
-                what = names.get(one.held.kind.field, one.held.link)
+                what = names.get(one.open_file.kind.field, one.open_file.link)
                 yield Unsupported(
                     f"{what} is on its way to it, which only a process can open", "try again", passing=True
                 )
 
-    def unread(self, held: OpenFile[UnixState]) -> int:
+    def unread(self, open_file: OpenFile[UnixState]) -> int:
         """Its receive queue."""
-        return sum(len(message.content) for message in held.state.queue.messages)
+        return sum(len(message.content) for message in open_file.state.queue.messages)
 
-    def only_one(self, held: OpenFile[UnixState]) -> str:
+    def only_one(self, open_file: OpenFile[UnixState]) -> str:
         """Its name, if it is bound to one."""
-        return "its name" if held.state.bound else ""
+        return "its name" if open_file.state.bound else ""
 
     def describe(
-        self, held: OpenFile[UnixState], out: Description, tree: GrabbedDescriptors, image: Describing
+        self, open_file: OpenFile[UnixState], out: Description, tree: GrabbedDescriptors, image: Describing
     ) -> None:
         """Write its type, its other end, and its queue."""
-        state = held.state
+        state = open_file.state
         assert state.known
         out.unix.type = state.socket.family.type
         out.unix.messages.extend(message.content for message in state.queue.messages)
         for number, message in enumerate(state.queue.messages):
             if message.rights:
-                rights = [image.index_of(one.held, one.held.holders[0].fd) for one in message.rights if one.held]
+                rights = [
+                    image.index_of(one.open_file, one.open_file.references[0].fd)
+                    for one in message.rights
+                    if one.open_file
+                ]
                 out.unix.under_way.add(message=number, descriptions=rights)
         out.unix.shut_read = bool(state.known.shutdown & RCV_SHUTDOWN)
         out.unix.shut_write = bool(state.known.shutdown & SEND_SHUTDOWN)
@@ -212,7 +216,7 @@ class Unix(Kind[UnixState]):
             out.unix.listening, out.unix.backlog = state.listening, state.known.backlog if state.listening else 0
             if state.place:
                 _describe_file(state.known.name, state.place, out.unix)
-            out.unix.pending.extend(image.index_of(one, one.holders[0].fd) for one in state.clients if one)
+            out.unix.pending.extend(image.index_of(one, one.references[0].fd) for one in state.clients if one)
             if state.socket.family.type == socket.SOCK_DGRAM:
                 out.unix.senders.extend(message.sender for message in state.queue.messages)
         out.unix.is_pending = state.waits_at is not None
@@ -220,24 +224,24 @@ class Unix(Kind[UnixState]):
             out.unix.connected_to = state.peer_name
         elif state.peer is not None:
             out.unix.has_peer = True
-            out.unix.peer = image.index_of(state.peer, state.peer.holders[0].fd)
+            out.unix.peer = image.index_of(state.peer, state.peer.references[0].fd)
         else:
-            out.unix.peer_gone = _peer_is_closed(state) or bool(self.outside(held, tree))
+            out.unix.peer_gone = _peer_is_closed(state) or bool(self.outside(open_file, tree))
 
     def notices(self, mine: Sequence[OpenFile[UnixState]], tree: GrabbedDescriptors) -> Iterator[str]:
         """Connections to others that the woken program will see closed."""
         lost = [
-            f"{descriptor_name(held.holders[0])}, to {words}"
-            for held in mine
-            if not self.stands_for(held, tree) and (words := self.outside(held, tree))
+            f"{descriptor_name(open_file.references[0])}, to {words}"
+            for open_file in mine
+            if not self.stands_for(open_file, tree) and (words := self.outside(open_file, tree))
         ]
         if lost:
             yield f"the woken program will see unix connections to others closed: {first_few(lost)}"
         nowhere = [
-            f"{descriptor_name(held.holders[0])}, {unix_paths.printable(held.state.known.name)}"
-            for held in mine
-            if held.state.place and held.state.known and not held.state.place.path
-            if not held.state.known.name.startswith(b"/") and not procfs.is_root()
+            f"{descriptor_name(open_file.references[0])}, {unix_paths.printable(open_file.state.known.name)}"
+            for open_file in mine
+            if open_file.state.place and open_file.state.known and not open_file.state.place.path
+            if not open_file.state.known.name.startswith(b"/") and not procfs.is_root()
         ]
         if nowhere:
             yield f"the files of unix sockets are not found, and will not be there: {first_few(nowhere)}"
@@ -316,9 +320,9 @@ def _open(index: int, description: Description, opening: Opening, named: unix_na
             opening.place(index, alone.detach())
 
 
-def may_hold_descriptors(held: OpenFile[UnixState]) -> bool:
+def may_hold_descriptors(open_file: OpenFile[UnixState]) -> bool:
     """Whether its queue has content, and so may have descriptors."""
-    return bool(held.state.socket.events & select.POLLIN)
+    return bool(open_file.state.socket.events & select.POLLIN)
 
 
 def _pair(tree: GrabbedDescriptors) -> None:
@@ -326,19 +330,19 @@ def _pair(tree: GrabbedDescriptors) -> None:
     mine = tree.of(Unix)
     if not mine or mine[0].state.known is not None:
         return
-    by_inode = {held.stat.st_ino: held for held in mine}
-    for held in mine:
-        assert held.state.diagnosis
-        known = held.state.known = held.state.diagnosis.sockets.get(held.stat.st_ino)
+    by_inode = {open_file.stat.st_ino: open_file for open_file in mine}
+    for open_file in mine:
+        assert open_file.state.diagnosis
+        known = open_file.state.known = open_file.state.diagnosis.sockets.get(open_file.stat.st_ino)
         if known and known.peer:
-            held.state.peer = by_inode.get(known.peer)
+            open_file.state.peer = by_inode.get(known.peer)
         for inode in known.clients if known else ():
             client = by_inode.get(inode)
-            held.state.clients.append(client)
+            open_file.state.clients.append(client)
             if client is not None:
-                client.state.waits_at = held
-    for held in mine:
-        held.state.place = _find_file(held, tree)
+                client.state.waits_at = open_file
+    for open_file in mine:
+        open_file.state.place = _find_file(open_file, tree)
 
 
 def _unsupported_clients(state: UnixState, tree: GrabbedDescriptors) -> Iterator[Unsupported]:
@@ -384,12 +388,12 @@ def _describe_file(name: bytes, place: unix_paths.Place, out: UnixMessage) -> No
         out.moved, out.path, out.directory = True, path, place.directory
 
 
-def _find_file(held: OpenFile[UnixState], tree: GrabbedDescriptors) -> unix_paths.Place | None:
-    known = held.state.known
-    if known is None or known.name.startswith(b"\0") or not held.state.bound:
+def _find_file(open_file: OpenFile[UnixState], tree: GrabbedDescriptors) -> unix_paths.Place | None:
+    known = open_file.state.known
+    if known is None or known.name.startswith(b"\0") or not open_file.state.bound:
         return None
-    pids = dict.fromkeys(map(tree.asked, [one.pid for one in held.holders] + tree.pids))
-    return unix_paths.find(known.name, known.inode, unix_paths.directories(pids), held.state.bound_path)
+    pids = dict.fromkeys(map(tree.asked, [one.pid for one in open_file.references] + tree.pids))
+    return unix_paths.find(known.name, known.inode, unix_paths.directories(pids), open_file.state.bound_path)
 
 
 def _peer_is_closed(state: UnixState) -> bool:

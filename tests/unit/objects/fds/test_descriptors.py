@@ -254,7 +254,7 @@ def test_a_target_that_has_ended_has_no_descriptors(acting: Acting) -> None:
     def body(_: Path) -> None:
         child = subprocess.Popen(["true"])
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-        assert descriptors.grab([child.pid]).held == []
+        assert descriptors.grab([child.pid]).open_files == []
         assert descriptors.survey([child.pid]) == []
         child.wait()
         assert descriptors.survey([child.pid]) == []
@@ -283,7 +283,7 @@ def test_a_process_that_ends_meanwhile_is_left_out(monkeypatch: pytest.MonkeyPat
         grabbed = descriptors.grab([child.pid], content=False)
         monkeypatch.undo()
     assert child.returncode == -signal.SIGKILL
-    assert not grabbed.held
+    assert not grabbed.open_files
 
 
 def test_a_target_that_is_not_ours_is_not_permitted(root_account: User, ordinary_account: User) -> None:
@@ -313,8 +313,8 @@ wait()
             tree.ready()
         tree.stop()
         grabbed = descriptors.grab(tree.pids)
-        assert len(grabbed.by_holder) == 100 * 13 + 99 * 4
-        assert len(grabbed.held) == 3 + 10 + 99 * 4
+        assert len(grabbed.by_reference) == 100 * 13 + 99 * 4
+        assert len(grabbed.open_files) == 3 + 10 + 99 * 4
         for pid in tree.pids:
             os.kill(pid, signal.SIGCONT)
 

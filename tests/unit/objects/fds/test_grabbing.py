@@ -40,13 +40,13 @@ def test_a_description_that_several_descriptors_have_is_one(acting: Acting) -> N
             fds = begun(tree, 2)
             tree.stop()
             grabbed = descriptors.grab(tree.pids)
-            of = {who: id(held) for who, held in grabbed.by_holder.items()}
+            of = {who: id(open_file) for who, open_file in grabbed.by_reference.items()}
             parent, child = tree.pids
             mine, theirs = (kind.FdReference(pid, fds["a"]) for pid in (parent, child))
             assert of[mine] == of[theirs] == of[kind.FdReference(parent, fds["b"])]
             assert of[mine] != of[kind.FdReference(parent, fds["c"])], "the file is one, the descriptions are two"
-            held = grabbed.by_holder[mine]
-            assert set(held.holders) >= {mine, theirs}
+            open_file = grabbed.by_reference[mine]
+            assert set(open_file.references) >= {mine, theirs}
 
     acting(body)
 
@@ -65,12 +65,12 @@ wait()
         tree.stop()
         with no_more_descriptors():
             grabbed = descriptors.grab(tree.pids)
-            (passed,) = (held for held in grabbed.held if held.under_way_to is not None)
+            (passed,) = (open_file for open_file in grabbed.open_files if open_file.under_way_to is not None)
             assert passed.stat.st_ino == said["inode"]
-            assert passed.under_way_to is grabbed.by_holder[kind.FdReference(tree.pids[0], said["b"])]
-            for held in grabbed.held:  # the content of a file without a name is read later
-                if held.ours:
-                    held.ours.close()
+            assert passed.under_way_to is grabbed.by_reference[kind.FdReference(tree.pids[0], said["b"])]
+            for open_file in grabbed.open_files:  # the content of a file without a name is read later
+                if open_file.ours:
+                    open_file.ours.close()
 
 
 def test_a_process_that_has_ended_fails_a_save_and_no_survey() -> None:

@@ -70,8 +70,8 @@ def test_what_it_is_it_is_again(acting: Acting, code: str, kind: str, look: Call
 
 @pytest.mark.parametrize("path", ["/dev/infiniband/uverbs0", "/dev/hfi1_0", "/dev/cxi0", "/dev/kgni0"])
 def test_adapters_of_fast_networks_are_refused_with_the_way_around(path: str) -> None:
-    held: Any = SimpleNamespace(link=path, stat=os.stat("/dev/null"), state=None)
+    open_file: Any = SimpleNamespace(link=path, stat=os.stat("/dev/null"), state=None)
     tree: Any = None
-    (why,) = unsupported.UnsupportedKind().unsupported(held, tree)
+    (why,) = unsupported.UnsupportedKind().unsupported(open_file, tree)
     assert "adapter" in why.why
     assert "--mpi=tcp" in why.advice

@@ -51,7 +51,7 @@ def test_a_file_is_taken_once_and_its_descriptions_each(acting: Acting) -> None:
             fd = file.open()
             assert os.pread(fd, 100, 0) == b"content"
             os.close(fd)
-            positions = {held.holders[0].fd: held.position for held in found.of(MemoryDescriptor)}
+            positions = {open_file.references[0].fd: open_file.position for open_file in found.of(MemoryDescriptor)}
             assert positions == {tree.fds["m"]: 3, tree.fds["again"]: 0}
 
     acting(body)

@@ -100,5 +100,5 @@ ready(fd=os.pidfd_open(child)); wait()
         assert tree.survey() == []
         tree.stop()
         grabbed = descriptors.grab(tree.pids)
-        (held,) = grabbed.of(pidfd.Pidfd)
-        assert [one.why for one in held.kind.unsupported(held, grabbed)]
+        (open_file,) = grabbed.of(pidfd.Pidfd)
+        assert [one.why for one in open_file.kind.unsupported(open_file, grabbed)]

@@ -156,9 +156,9 @@ def test_grabbing_does_not_hold_back_the_end_of_a_pipe() -> None:
         tree.ready()
         tree.stop()
         grabbed = descriptors.grab(tree.pids)
-        assert grabbed.held
+        assert grabbed.open_files
         assert [
             os.readlink(f"/proc/self/fd/{fd}")
             for fd in os.listdir("/proc/self/fd")
             if fd.isdecimal() and os.path.exists(f"/proc/self/fd/{fd}")
-        ].count(grabbed.held[-1].link) == 0
+        ].count(grabbed.open_files[-1].link) == 0

@@ -30,8 +30,8 @@ def test_it_is_memory_of_the_image(acting: Acting) -> None:
             fd = file.open()
             assert os.pread(fd, 100, 0) == b"content"
             os.close(fd)
-            (held,) = found.of(Unlinked)
-            assert (held.holders[0].fd, held.position) == (fds["f"], 2)
+            (open_file,) = found.of(Unlinked)
+            assert (open_file.references[0].fd, open_file.position) == (fds["f"], 2)
 
     acting(body)
 

@@ -17,10 +17,10 @@ from torpor.objects.kind import Family
 
 
 def why(link: str = "", mode: int = stat.S_IFREG, device: int = 0, state: Any = None, fields: Any = None) -> str:
-    held: Any = SimpleNamespace(
+    open_file: Any = SimpleNamespace(
         link=link, stat=SimpleNamespace(st_mode=mode, st_rdev=device), state=state, fields=fields or {}
     )
-    return unsupported._why(held).why
+    return unsupported._why(open_file).why
 
 
 def test_it_is_the_last_of_all_kinds() -> None:

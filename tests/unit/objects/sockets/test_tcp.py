@@ -174,7 +174,9 @@ wait()
         with monkeypatch.context() as patch:  # as where the kernel has no room for it
             patch.setattr(tcp_flow, "bring", lambda *_: None)
             (reason,) = descriptors.unsupported(descriptors.grab(tree.pids))
-        received = {held.holders[0].fd: held.state.received for held in descriptors.grab(tree.pids).of(Tcp)}
+        received = {
+            open_file.references[0].fd: open_file.state.received for open_file in descriptors.grab(tree.pids).of(Tcp)
+        }
         assert len(received[fds["s"]]) == fds["sent"]
         assert f", fd {fds['c']} (" in reason.subject
         assert "bytes are on their way to its other end in this tree" in reason.why
