@@ -267,6 +267,10 @@ def test_files_that_were_changed_are_taken_as_they_are_when_that_is_asked(server
         with pytest.raises(Answer, match="409") as told:
             server.torpor(kernel, "/resume")
         assert not told.value.body["only_files"]
+    counts = server.get("metrics")["message"]
+    assert 'torpor_checkpoints_total{result="saved"} ' in counts
+    assert 'torpor_restores_total{result="RestoreRefused"} ' in counts
+    assert 'torpor_refusals_total{of="restore",reason="it was changed since the checkpoint: ' in counts
 
 
 def test_no_room_for_records_costs_no_kernel(server: Server) -> None:

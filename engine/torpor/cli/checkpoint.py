@@ -184,7 +184,13 @@ def _span(ns: int) -> str:
 
 
 def _cost(stats: Stats) -> str:
-    """Format the costs of a checkpoint."""
+    """Format the costs of a checkpoint, stage by stage."""
     pause = f"it stood still for {_span(stats.pause_ns)}; " if stats.pause_ns else ""
-    proof = f"to prove that it can be woken here took {stats.proof_ns / 1e6:.0f} ms; " if stats.proof_ns else ""
-    return f"{pause}{proof}{stats.total_ns / 1e6:.0f} ms in all"
+    stages = (
+        ("look", stats.look_ns),
+        ("write", stats.write_ns),
+        ("publish", stats.publish_ns),
+        ("prove that it can be woken here", stats.proof_ns),
+    )
+    shown = "".join(f"to {what} took {ns / 1e6:.0f} ms; " for what, ns in stages if ns)
+    return f"{pause}{shown}{stats.total_ns / 1e6:.0f} ms in all"

@@ -162,6 +162,7 @@ def checkpoint(
         if then != "run":
             still = "it will be stopped or killed"
         dry_run(root)
+    stats.look_ns = time.monotonic_ns() - began
     if not isinstance(store, Store):
         home.create()
     command = procfs.command_line(root)  # not under the freeze: it only names the job
@@ -219,9 +220,15 @@ def _settled(root: int, writer: SnapshotWriter, how: _How, tell: Progress) -> Sn
 class Stats:
     """What a checkpoint cost, in nanoseconds."""
 
+    look_ns: int = 0
+    """To find out whether it can be saved, before anything is frozen."""
     pause_ns: int = 0
     """From the first interrupt to the last detach, also of a tree that stayed frozen until it was written; 0 if
     the tree was stopped or killed."""
+    write_ns: int = 0
+    """To describe what there was, and to read its memory and write it to the store."""
+    publish_ns: int = 0
+    """To sync the snapshot to disk and to show it in the store."""
     proof_ns: int = 0
     """Time to check that a tree that was to end can be restored on this host (`torpor.dump.proof`)."""
     total_ns: int = 0
@@ -297,12 +304,15 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
             if taken.forked:
                 frozen.thaw()
             calm.close()
+            writing = time.monotonic_ns()
             image, pages = taken.describe()
             taken.notices += daemons.notices(root)
             _of_outsiders(outsiders.find(taken.descriptors, taken.shared.nameless), taken, how.then)
             before = taken.before if writer.base else [None] * len(pages)
             _write(image, pages, before, taken, writer, progress, how.along)
             taken.let_snapshots_go()
+            publishing = time.monotonic_ns()
+            how.stats.write_ns = publishing - writing
             until_now = time.monotonic_ns() - frozen.started if how.then == "run" else 0
             image.timing.pause_ns = frozen.pause_ns or until_now
             image.timing.total_ns = time.monotonic_ns() - began
@@ -313,6 +323,7 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
             if too_much := reading.excess(body) or reading.excess_of_threads(image):
                 raise Refused("the tree cannot be kept", [Reason("the tree", f"it has {too_much}")])
             published = writer.publish(body, _summary(image, how.command), notices=taken.notices, prove=prove)
+            how.stats.publish_ns = time.monotonic_ns() - publishing - how.stats.proof_ns
             taken.note(image, writer)
         except StoreError:
             raise

@@ -29,11 +29,15 @@ def test_it_does_not_freeze_itself(run: Torpor, monkeypatch: pytest.MonkeyPatch)
 def test_costs_are_printed_if_asked_for(run: Torpor, monkeypatch: pytest.MonkeyPatch) -> None:
     def saved(pid: int, *, stats: torpor.Stats, **_: Any) -> SnapshotInfo:
         stats.pause_ns, stats.proof_ns, stats.total_ns = 12_400_000, 3_000_000, 2 * 10**9
+        stats.look_ns, stats.write_ns, stats.publish_ns = 5_000_000, 10**9, 20_000_000
         return SnapshotInfo("id", "/store")
 
     monkeypatch.setattr(torpor, "checkpoint", saved, raising=False)
-    words = "it stood still for 12 ms; to prove that it can be woken here took 3 ms; 2000 ms in all"
-    assert run("checkpoint", PID, "--stats") == (0, "id\n", f"torpor: note: {words}\n")
+    stages = (
+        "to look took 5 ms; to write took 1000 ms; to publish took 20 ms; to prove that it can be woken here took 3 ms"
+    )
+    words = f"torpor: note: it stood still for 12 ms; {stages}; 2000 ms in all\n"
+    assert run("checkpoint", PID, "--stats") == (0, "id\n", words)
     assert json.loads(run("checkpoint", PID, "--stats", "--json")[1])["stats"]["pause_ns"] == 12_400_000
     assert "stats" not in json.loads(run("checkpoint", PID, "--json")[1])
 
