@@ -127,6 +127,6 @@ def cut(own: Sequence[Range], before: Before) -> Cut:
 
 def join(kept: Columns, dirty: Columns, table: pb.PageTable) -> None:
     """Fill an empty page table with the rows of both, by address."""
-    rows = sorted([*zip(*kept, strict=True), *zip(*dirty, strict=True)])  # of two sorted parts: that takes one merge
-    if rows:
-        Columns(*(array("Q", column) for column in zip(*rows, strict=True))).add_to(table)
+    both = [mine + other for mine, other in zip(kept, dirty, strict=True)]
+    order = sorted(range(len(both[0])), key=both[0].__getitem__)  # of two sorted parts: that takes one merge
+    Columns(*(array("Q", map(column.__getitem__, order)) for column in both)).add_to(table)
