@@ -20,7 +20,7 @@ from torpor_jupyter.kernels import ipython
 from torpor_jupyter.kernels.listener import Listener
 from torpor_jupyter.kernels.provisioner import TorporProvisioner
 from torpor_jupyter.kernels.recorder import Watch, is_recorded, read_note
-from torpor_jupyter.kernels.registry import Registry, json_connection
+from torpor_jupyter.kernels.registry import Registry, json_connection, kernel_info_of, tell_kernel_info
 from torpor_jupyter.kernels.state import State, Unsuitable
 from torpor_jupyter.kernels.transcript import Transcript, as_text
 from torpor_jupyter.kernels.workers import Workers
@@ -70,7 +70,8 @@ class Notes:
         if state.said.running and not self._watch:
             self._watch = Watch(self._registry.records.folder, self._registry.server)
         known = {"execution_count": gate.execution_count, "cell": gate.cell, "cells": state.said.known()}
-        return kernel_id, known | {"process": asdict(kernel.id), "recorded": ""}
+        info = kernel_info_of(self._registry.kernel_manager(kernel_id))
+        return kernel_id, known | {"process": asdict(kernel.id), "kernel_info": info, "recorded": ""}
 
     def _is_at_rest(self, kernel_id: str) -> bool:
         """Whether Torpor looks after a kernel, and does nothing to it now."""
@@ -137,10 +138,14 @@ class Notes:
         if not kernel or note.get("process") != asdict(kernel.id):
             return ""
         state.gate.execution_count, state.gate.cell = note["execution_count"], note["cell"]
-        noted = Transcript.of(note["cells"])
-        state.said.put_before(noted)
+        state.said.put_before(Transcript.of(note["cells"]))
         for cell in state.said.running:
             cell.taken_up = True
+        manager = self._registry.kernel_manager(kernel_id)
+        if note["kernel_info"]:
+            tell_kernel_info(manager, note["kernel_info"])
+        if state.said.running:
+            manager.execution_state = "busy"  # else jupyter_server asks it, and lets pages wait for the answer
         self._listener.go_on(kernel_id)
         return str(note["recorded"])
 

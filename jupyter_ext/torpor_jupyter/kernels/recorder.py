@@ -33,7 +33,7 @@ LOOK_MS = 200
 """How often to look whether another server has a kernel."""
 WRITE_SECONDS = 1.0
 """How often what was heard is written down."""
-NOTE = {"process", "execution_count", "cell", "cells", "recorded"}
+NOTE = {"process", "kernel_info", "execution_count", "cell", "cells", "recorded"}
 """The fields of a note."""
 
 

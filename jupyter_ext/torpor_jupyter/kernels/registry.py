@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from logging import Logger
@@ -470,6 +471,14 @@ def kernel_info_of(manager: Any) -> dict[str, Any]:
         return {}
     info: dict[str, Any] = known.result()
     return info
+
+
+def tell_kernel_info(manager: Any, info: dict[str, Any]) -> None:
+    """Let browsers connect with this kernel_info_reply: a kernel that is parked, or runs a cell, cannot be asked."""
+    if not hasattr(manager, "_kernel_info_future"):
+        known: Future[dict[str, Any]] = Future()
+        known.set_result(info)
+        manager._kernel_info_future = known
 
 
 def json_connection(info: Any) -> dict[str, Any]:

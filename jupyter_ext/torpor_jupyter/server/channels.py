@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from concurrent.futures import Future
 from typing import Any
 from uuid import uuid4
 from weakref import WeakSet
@@ -21,6 +20,7 @@ from tornado.websocket import WebSocketClosedError
 from torpor_jupyter.kernels.gate import Gate
 from torpor_jupyter.kernels.ipython import SESSION
 from torpor_jupyter.kernels.provisioner import SERVICE
+from torpor_jupyter.kernels.registry import tell_kernel_info
 from torpor_jupyter.kernels.service import Service
 from torpor_jupyter.kernels.transcript import PARTS
 
@@ -50,10 +50,8 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
         gate = self.gate
         while gate and gate.shut and gate.kernel_info is None:
             await asyncio.sleep(0.02)  # being saved, parked or woken
-        if gate and gate.kernel_info is not None and not hasattr(self.kernel_manager, "_kernel_info_future"):
-            known: Future[dict[str, Any]] = Future()
-            known.set_result(gate.kernel_info)
-            self.kernel_manager._kernel_info_future = known
+        if gate and gate.kernel_info is not None:
+            tell_kernel_info(self.kernel_manager, gate.kernel_info)
         await super().prepare()
 
     def connect(self) -> Any:

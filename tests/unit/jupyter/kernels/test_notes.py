@@ -12,6 +12,7 @@ import pytest
 from tests.unit.jupyter.conftest import Server, run
 from torpor_jupyter.data.records import KernelRecord
 from torpor_jupyter.kernels import ipython, notes
+from torpor_jupyter.kernels.registry import kernel_info_of, tell_kernel_info
 
 REQUEST = {"msg_id": "one", "session": "page", "msg_type": "execute_request"}
 
@@ -67,9 +68,13 @@ def test_a_cell_goes_on_after_a_crash(
     async def busy() -> None:
         kernel = await server.sleeping(process)
         begun(server, kernel)
+        info = {"implementation": "ipython"}
+        tell_kernel_info(registry.kernel_manager(kernel), info)
         await server.service.notes.write()
         await crash(server, kernel)
         await caught_up(server)
+        manager = registry.kernel_manager(kernel)
+        assert (kernel_info_of(manager), manager.execution_state) == (info, "busy"), "a page need not wait for it"
         gate = registry.gate(kernel)
         assert (gate.cell, gate.execution_count, list(gate.unanswered)) == ("print(1)", 4, ["one"])
         (told,) = listener.take(kernel, "new page")

@@ -43,7 +43,7 @@ class Kernel:
         said.begin(REQUEST, "cell-1", "1")
         note = {
             "process": asdict(self.process), "execution_count": 4, "cell": "1", "cells": said.as_text(),
-            "recorded": "",
+            "recorded": "", "kernel_info": {},
         }  # fmt: skip
         write_private(note_path(folder, KERNEL), json.dumps(note))
 
