@@ -9,7 +9,7 @@ import { INews, Notices } from './notices';
 import { holds, IRun } from './tree';
 import { Words } from './words';
 
-/** The notebooks that are open, and how another one is opened. */
+/** The open notebooks, and a way to open another one. */
 export interface INotebooks {
   /** The open notebook of a kernel. */
   of(kernel: string): NotebookPanel | undefined;
@@ -22,7 +22,7 @@ export interface INotebooks {
   saved(): boolean;
 }
 
-/** How to undo the last going back. */
+/** How to undo going back. */
 interface IWayBack {
   /** The checkpoint that the kernel went back to: undo is possible while it is the kernel's head. */
   from: string;
@@ -30,10 +30,10 @@ interface IWayBack {
   notebook: boolean;
 }
 
-/** Errors of a kernel that cannot be saved as it is. */
+/** Errors of a kernel that cannot be saved in its current state. */
 const UNSAVABLE = ['Refused', 'CheckpointFailed'];
 
-/** What a person can do to a kernel. */
+/** The user's actions on a kernel. */
 export class Actions {
   constructor(
     private readonly model: TorporModel,
@@ -118,20 +118,20 @@ export class Actions {
         : [
             {
               label: trans.__('Go back anyway…'),
-              caption: trans.__('The present state of the kernel will be lost'),
+              caption: trans.__('The current state of the kernel will be lost'),
               callback: () => void this.restore(checkpoint, true)
             }
           ];
     await this.goBack(kernel, checkpoint.id, { discard, notebook }, news, wayOn);
   }
 
-  /** Whether the last going back of a kernel can be undone: nothing was saved since. */
+  /** Whether going back can be undone for a kernel: nothing was saved since. */
   canUndo(kernel: string): boolean {
     const way = this.ways.get(kernel);
     return !!way && this.model.kernel(kernel)?.head === way.from;
   }
 
-  /** Undo the last going back. */
+  /** Undo going back: restore the state before. */
   async undo(kernel: string): Promise<void> {
     const way = this.ways.get(kernel);
     if (way) {
@@ -321,9 +321,9 @@ export class Actions {
     await this.model.cancel(kernel);
   }
 
-  /** What would be lost by going back. */
+  /** Describe what going back would lose. */
   private async warning(checkpoint: ICheckpoint, discard: boolean): Promise<GoBack> {
-    await this.model.refresh(); // no event tells that a cell has run: ask for the count now
+    await this.model.refresh(); // there is no event for a cell that has run: ask for the count now
     const kernel = this.model.kernel(checkpoint.kernel_id);
     const head = this.model.checkpoint(kernel?.head ?? undefined);
     const since = head ? this.between(checkpoint, head) : 0;
@@ -436,7 +436,7 @@ export class Actions {
     const restored = async (): Promise<IRestored> => {
       const told = await this.model.api.restore(kernel, checkpoint, how);
       if (how.notebook && !told.notebook_failed) {
-        // JupyterLab tells why it cannot be read; the kernel is back all the same.
+        // JupyterLab shows why it cannot be read; the kernel has gone back nevertheless.
         await this.notebooks.of(kernel)?.context.revert().catch(() => undefined);
       }
       return told;
@@ -467,7 +467,7 @@ export class Actions {
       try {
         await context.save();
       } catch {
-        // JupyterLab has told why.
+        // JupyterLab has shown why.
       }
     }
     return !context?.model.dirty;

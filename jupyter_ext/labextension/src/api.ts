@@ -8,7 +8,7 @@ export interface IOperation {
   total: number;
 }
 
-/** Why the server refused something, as it tells it. */
+/** Why the server refused a request: the JSON of its answer. */
 export interface IRefusal {
   message?: string;
   reason?: string;
@@ -65,7 +65,7 @@ export interface IStore extends IRules {
 
 /** A kernel that went back to a checkpoint. */
 export interface IRestored extends IKernel {
-  /** The checkpoint of what it was before, if that was kept. */
+  /** The checkpoint of the state before, if that was saved. */
   undo: string | null;
   /** The file that keeps the notebook as it was before, if that checkpoint does not. */
   notebook_kept?: string | null;
@@ -148,7 +148,7 @@ export class Refusal extends Error {
     super(reason);
   }
 
-  /** A refusal of what the server tells. */
+  /** A Refusal from the JSON of an answer. */
   static of(status: number, told: IRefusal, otherwise = ''): Refusal {
     const reason = told.reason || told.message || otherwise;
     return new Refusal(status, reason, told.advice, told.details, told.kind, told.causes);

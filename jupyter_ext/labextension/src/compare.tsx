@@ -85,7 +85,7 @@ function Side(props: IProps & { label: string; value: string; choose: (id: strin
 function Variables({ diff, words }: { diff: IDiff; words: Words }): JSX.Element {
   const { trans } = words;
   if (!diff.variables) {
-    return <p className="jp-Torpor-faint">{trans.__('Nothing is known of the variables: %1', diff.why ?? '')}</p>;
+    return <p className="jp-Torpor-faint">{trans.__('The variables are unknown: %1', diff.why ?? '')}</p>;
   }
   const { added, changed, removed } = diff.variables;
   if (!added.length && !changed.length && !removed.length) {

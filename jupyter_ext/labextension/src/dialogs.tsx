@@ -105,7 +105,7 @@ export class Several extends ReactWidget implements Dialog.IBodyWidget<string[]>
     const choose = (id: string, wanted: boolean): void => void (wanted ? this.chosen.add(id) : this.chosen.delete(id));
     return (
       <>
-        <p>{words.trans.__('You cannot undo this. Pinned checkpoints and the one that the kernel is at stay.')}</p>
+        <p>{words.trans.__('You cannot undo this. Pinned checkpoints, and the one that the kernel is at, are kept.')}</p>
         <ul className="jp-Torpor-several">
           {[...this.checkpoints].reverse().map(one => (
             <li key={one.id}>
@@ -142,13 +142,13 @@ export interface ILoss {
   since: number;
   /** How the last of them differs. */
   diff: IDiff | undefined;
-  /** The present state of the kernel will not be saved. */
+  /** The current state of the kernel will not be saved. */
   discard: boolean;
   /** There is no such kernel any more. */
   gone: boolean;
 }
 
-/** The question before a kernel goes back: what is lost, what stays, and whether the notebook goes back, too. */
+/** The dialog before a kernel goes back: what is lost, what is kept, and whether the notebook goes back, too. */
 export class GoBack extends ReactWidget implements Dialog.IBodyWidget<{ notebook: boolean }> {
   constructor(
     private readonly loss: ILoss,
@@ -220,9 +220,9 @@ export class GoBack extends ReactWidget implements Dialog.IBodyWidget<{ notebook
           </p>
         )}
         {discard ? (
-          <p className="jp-Torpor-warning">{trans.__('The present state of the kernel is not saved. You cannot undo this.')}</p>
+          <p className="jp-Torpor-warning">{trans.__('The current state of the kernel is not saved. You cannot undo this.')}</p>
         ) : (
-          !gone && <p>{trans.__('The present state of the kernel is saved as a checkpoint first, so that you can undo this.')}</p>
+          !gone && <p>{trans.__('The current state of the kernel is saved as a checkpoint first, so that you can undo this.')}</p>
         )}
         <p>{trans.__('Files on disk stay as they are.')}</p>
         {checkpoint.has_notebook && (

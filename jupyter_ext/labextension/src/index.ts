@@ -104,11 +104,11 @@ function activate(
       void model.refresh();
     });
   });
-  NotebookActions.executed.connect(() => void model.refresh()); // no event tells how many cells have run
+  NotebookActions.executed.connect(() => void model.refresh()); // there is no event for the number of cells that have run
   model.interrupted.connect((_, kernel) => {
     if (notebooks.find(notebook => kernelOf(notebook) === kernel)) {
       Notification.info(
-        trans.__('The kernel is parked. Cells that waited for it were given up; wake it to interrupt one that runs.'),
+        trans.__('The kernel is parked. Waiting cells were cancelled. To interrupt a running cell, wake the kernel first.'),
         { autoClose: 8000 }
       );
     }
@@ -162,7 +162,7 @@ function addKernelCommands(
   add(
     'torpor:checkpoint',
     trans.__('Checkpoint Kernel'),
-    trans.__('Checkpoint kernel: save its present state; it keeps running'),
+    trans.__('Checkpoint kernel: save its current state; it keeps running'),
     idle('living'),
     kernel => actions.save(kernel),
     torporIcon

@@ -227,7 +227,7 @@ function Found(props: IProps & { kernel: IKernel }): JSX.Element {
       {found.length ? (
         <Tree {...props} checkpoints={found} head={kernel.head} label={trans.__('Checkpoints, newest first')} />
       ) : (
-        <p className="jp-Torpor-hint">{trans.__('No checkpoint has this word.')}</p>
+        <p className="jp-Torpor-hint">{trans.__('No checkpoint contains this text.')}</p>
       )}
     </>
   );

@@ -97,7 +97,7 @@ function Then({ known, words }: { known: Known | undefined; words: Words }): JSX
     return <div className="jp-Torpor-faint">{trans.__('Reading…')}</div>;
   }
   if (typeof known === 'string') {
-    return <div className="jp-Torpor-faint">{trans.__('Nothing is known of the variables: %1', known)}</div>;
+    return <div className="jp-Torpor-faint">{trans.__('The variables are unknown: %1', known)}</div>;
   }
   if (!known.length) {
     return <div className="jp-Torpor-faint">{trans.__('No variables')}</div>;

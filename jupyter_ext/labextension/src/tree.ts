@@ -25,7 +25,7 @@ interface IBranch {
 /**
  * A kernel's checkpoints (oldest first) as the rows of a tree, newest first.
  *
- * Each goes on from its parent in the same column; only where a parent has several, the later ones branch off. A column
+ * Each continues its parent in the same column; if a parent has several children, the later ones branch off. A column
  * is used again when the branch in it has ended.
  */
 export function rows(checkpoints: readonly ICheckpoint[]): IRow[] {

@@ -151,7 +151,7 @@ class Gate:
         self.abort_unanswered(set(self.uncertain))
 
     def abort_unanswered(self, still_running: set[str]) -> None:
-        """Abort all unanswered requests except `still_running`: the kernel, in its present state, never got them."""
+        """Abort all unanswered requests except `still_running`: the kernel, in its current state, never got them."""
         for id in [id for id in self.unanswered if id not in still_running]:
             connection, header = self.unanswered.pop(id)
             self.started.pop(id, None)

@@ -28,7 +28,7 @@ class Listener:
 
         def start_watching_activity(kernel_id: str) -> None:
             watch(kernel_id)
-            self._overhear(kernel_id)
+            self._tap_activity_stream(kernel_id)
 
         def stop_watching_activity(kernel_id: str) -> None:
             self._forget(kernel_id)
@@ -40,7 +40,7 @@ class Listener:
             stop_buffering(kernel_id)
             if kept:  # a page with another session has connected
                 for parts in (parts for channel, parts in kept["buffer"] if channel == "stdin"):
-                    self._hear(kernel_id, "stdin", parts, self._session(kernel_id))
+                    self._on_message(kernel_id, "stdin", parts, self._session(kernel_id))
                 self.stand_in(kernel_id, kept["session_key"].partition(":")[2], stream)
 
         manager.start_watching_activity, manager.stop_watching_activity = (
@@ -51,7 +51,7 @@ class Listener:
 
     def take(self, kernel_id: str, session: str) -> list[dict[str, Any]]:
         """Give the page of a session all cells whose page has gone."""
-        cells = self._registry.state(kernel_id).said.cells.values()
+        cells = self._registry.state(kernel_id).transcript.cells.values()
         found = [cell for cell in cells if cell.owner == session or not self._is_there(kernel_id, cell.owner)]
         for cell in found:
             cell.owner = session
@@ -60,7 +60,7 @@ class Listener:
 
     def awaits(self, kernel_id: str, session: str) -> bool:
         """Whether a cell that a page with this session has sent still runs."""
-        cells = self._registry.state(kernel_id).said.cells.values()
+        cells = self._registry.state(kernel_id).transcript.cells.values()
         return any(not cell.done and cell.request.get("session") == session for cell in cells)
 
     def stand_in(self, kernel_id: str, session: str, stream: Any = None) -> None:
@@ -76,7 +76,7 @@ class Listener:
         if stream is None:
             stream = self._registry.kernel_manager(kernel_id).connect_stdin(identity=session.encode())
         checked = self._session(kernel_id)
-        stream.on_recv(lambda parts: self._hear(kernel_id, "stdin", parts, checked))
+        stream.on_recv(lambda parts: self._on_message(kernel_id, "stdin", parts, checked))
         self._stdin[kernel_id, session] = stream
 
     def returns(self, kernel_id: str, session: str) -> None:
@@ -101,18 +101,18 @@ class Listener:
             text: the messages.
             running: the ids of the requests that it has not answered then.
         """
-        said = self._registry.state(kernel_id).said
+        transcript = self._registry.state(kernel_id).transcript
         kept = Transcript.of(text)
-        said.forget_running(running)
+        transcript.forget_running(running)
         for cell in kept.running:
             if (id := cell.request["msg_id"]) in running:
-                said.cells.setdefault(id, cell)
+                transcript.cells.setdefault(id, cell)
         self.go_on(kernel_id)
 
     def go_on(self, kernel_id: str) -> None:
         """Receive what a kernel says of the cells that an earlier server has sent to it, and that run."""
         state = self._registry.state(kernel_id)
-        for cell in state.said.running:
+        for cell in state.transcript.running:
             state.gate.unanswered.setdefault(cell.request["msg_id"], (Gone(), cell.request))
             session = cell.request.get("session", "")
             if not self._is_there(kernel_id, session):
@@ -123,29 +123,29 @@ class Listener:
         state = self._registry.state(kernel_id)
         for cell in cells:
             cell.end()
-            state.said.changes += 1
+            state.transcript.changes += 1
             state.gate.answered_unheard(cell.request["msg_id"])
         if cells:
             self._emit(kernel_id, "ended")
 
-    def _overhear(self, kernel_id: str) -> None:
+    def _tap_activity_stream(self, kernel_id: str) -> None:
         stream = self._registry.kernel_manager(kernel_id)._activity_stream
         watch, checked = stream._recv_callback, self._session(kernel_id)
 
         def both(parts: Any) -> None:
             watch(parts)
-            if self._registry.state(kernel_id).said.cells:
-                self._hear(kernel_id, "iopub", parts, checked)
+            if self._registry.state(kernel_id).transcript.cells:
+                self._on_message(kernel_id, "iopub", parts, checked)
 
         stream.on_recv(both)
 
-    def _hear(self, kernel_id: str, channel: str, parts: Any, session: Session) -> None:
+    def _on_message(self, kernel_id: str, channel: str, parts: Any, session: Session) -> None:
         message = session.deserialize(session.feed_identities(parts)[1])
-        said = self._registry.state(kernel_id).said
-        if (cell := said.hear(channel, message, sum(map(len, parts)))) is None:
+        transcript = self._registry.state(kernel_id).transcript
+        if (cell := transcript.add_message(channel, message, sum(map(len, parts)))) is None:
             return
         # A kernel runs cells in their order: those before this one have ended.
-        before = takewhile(lambda other: other is not cell, said.cells.values())
+        before = takewhile(lambda other: other is not cell, transcript.cells.values())
         self.end(kernel_id, [other for other in before if other.taken_up and not other.done])
         if channel == "stdin":
             self._registry.gate(kernel_id).awaits_input = True
@@ -156,12 +156,12 @@ class Listener:
             gate.execution_count = cell.count or gate.execution_count
             self._forget_seen(kernel_id, cell)
             session_id = cell.request.get("session", "")
-            if all(other.done for other in said.cells.values() if other.request.get("session") == session_id):
+            if all(other.done for other in transcript.cells.values() if other.request.get("session") == session_id):
                 self.returns(kernel_id, session_id)
 
     def _forget_seen(self, kernel_id: str, cell: Cell) -> None:
         if cell.done and self._is_there(kernel_id, cell.owner):
-            self._registry.state(kernel_id).said.forget(cell.request["msg_id"])
+            self._registry.state(kernel_id).transcript.forget(cell.request["msg_id"])
 
     def _is_there(self, kernel_id: str, session: str) -> bool:
         """Whether a page of this session is connected."""

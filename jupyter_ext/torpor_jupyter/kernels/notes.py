@@ -63,13 +63,13 @@ class Notes:
         if state.parked or not kernel:
             return None
         gate = state.gate
-        now = (kernel.id, state.said.changes, gate.execution_count, gate.cell)
+        now = (kernel.id, state.transcript.changes, gate.execution_count, gate.cell)
         if self._noted.get(kernel_id, (kernel.id, 0, 0, "")) == now:
             return None
         self._noted[kernel_id] = now
-        if state.said.running and not self._watch:
+        if state.transcript.running and not self._watch:
             self._watch = Watch(self._registry.records.folder, self._registry.server)
-        known = {"execution_count": gate.execution_count, "cell": gate.cell, "cells": state.said.known()}
+        known = {"execution_count": gate.execution_count, "cell": gate.cell, "cells": state.transcript.known()}
         info = kernel_info_of(self._registry.kernel_manager(kernel_id))
         return kernel_id, known | {"process": asdict(kernel.id), "kernel_info": info, "recorded": ""}
 
@@ -125,7 +125,7 @@ class Notes:
             if recorded
             else f"What this cell said until {datetime.now():%H:%M:%S}, while no server ran, is lost.\n"
         )
-        for cell in state.said.running:
+        for cell in state.transcript.running:
             cell.tell(lost)
         task = asyncio.ensure_future(self._catch_up(kernel_id, state))
         self._catching_up.add(task)
@@ -138,13 +138,13 @@ class Notes:
         if not kernel or note.get("process") != asdict(kernel.id):
             return ""
         state.gate.execution_count, state.gate.cell = note["execution_count"], note["cell"]
-        state.said.put_before(Transcript.of(note["cells"]))
-        for cell in state.said.running:
+        state.transcript.put_before(Transcript.of(note["cells"]))
+        for cell in state.transcript.running:
             cell.taken_up = True
         manager = self._registry.kernel_manager(kernel_id)
         if note["kernel_info"]:
             tell_kernel_info(manager, note["kernel_info"])
-        if state.said.running:
+        if state.transcript.running:
             manager.execution_state = "busy"  # else jupyter_server asks it, and lets pages wait for the answer
         self._listener.go_on(kernel_id)
         return str(note["recorded"])
@@ -155,7 +155,7 @@ class Notes:
         An idle kernel answers at once. The end of a cell that still runs will be heard.
         """
         manager = self._registry.kernel_manager(kernel_id)
-        running = state.said.running
+        running = state.transcript.running
         try:
             known = json_connection(manager.get_connection_info())
             count = await ipython.count_of_cells(known, seconds=IDLE_SECONDS)
@@ -176,7 +176,7 @@ class Notes:
         """Before the server ends, write the notes, and let a recorder follow the kernels that live on."""
         await self.write()
         folder = self._registry.records.folder
-        followed = [id for id in kernels if self._registry.state(id).said.running]
+        followed = [id for id in kernels if self._registry.state(id).transcript.running]
         if followed and self._watch:
             self._watch.end(lives=True)
             deadline = time.monotonic() + RECORDER_SECONDS

@@ -171,14 +171,14 @@ class Operations:
             log=state.log,
         )
         state.head, state.saved_at, state.saved_cells = info.id, time.monotonic(), cells
-        self._checkpoints.add(record, text, listing, state.said.as_text() if then == "kill" else "")
+        self._checkpoints.add(record, text, listing, state.transcript.as_text() if then == "kill" else "")
         return info
 
     async def _listing(self, kernel_id: str) -> str:
         """The variables of an idle kernel of IPython, as text; empty for others. The gate is shut."""
         manager = self._registry.kernel_manager(kernel_id)
         if not self._registry.gate(kernel_id).unanswered:  # its message that it is idle again may be in transit
-            await _hear(lambda: manager.execution_state != "busy")
+            await _wait_until(lambda: manager.execution_state != "busy")
         idle = self._registry.is_idle(kernel_id)
         if not idle or kernel_info_of(manager).get("implementation") != ipython.IMPLEMENTATION:
             return ""
@@ -186,7 +186,7 @@ class Operations:
         try:
             listing = await ipython.list_variables(json_connection(manager.get_connection_info()))
             # Its message that it is idle again may be in transit: wait, so that it is not saved with the kernel.
-            await _hear(lambda: manager.execution_state == "idle" and manager.last_activity != asked)
+            await _wait_until(lambda: manager.execution_state == "idle" and manager.last_activity != asked)
             return listing
         except ipython.NoAnswer as error:
             self._log.warning("Cannot list the variables of kernel %s: %s", kernel_id, error)
@@ -382,10 +382,10 @@ class Operations:
         state.parked, state.parked_ns, state.execution_state = record.id, time.time_ns(), record.execution_state
 
 
-async def _hear(said: Callable[[], bool]) -> None:
+async def _wait_until(arrived: Callable[[], bool]) -> None:
     """Wait until a message of a kernel has arrived, at most IDLE_SECONDS: it may not come."""
     deadline = time.monotonic() + IDLE_SECONDS
-    while not said() and time.monotonic() < deadline:
+    while not arrived() and time.monotonic() < deadline:
         await asyncio.sleep(0.001)
 
 

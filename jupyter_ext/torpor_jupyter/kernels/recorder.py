@@ -96,7 +96,7 @@ class Followed:
         """Connect to it. Raises OSError, ZMQError."""
         assert record.process
         self._records, self._record, self._note = records, record, note
-        self.said = Transcript.of(note["cells"])
+        self.transcript = Transcript.of(note["cells"])
         self.pidfd = pidfd_open(record.process.pid)
         known = record.connection
         self._session = Session(key=known["key"].encode(), signature_scheme=known["signature_scheme"])
@@ -104,7 +104,7 @@ class Followed:
         iopub = context.socket(zmq.SUB)
         iopub.subscribe(b"")
         self._connect(iopub, "iopub")
-        for session in {str(cell.request.get("session", "")) for cell in self.said.running}:
+        for session in {str(cell.request.get("session", "")) for cell in self.transcript.running}:
             stdin = context.socket(zmq.DEALER)
             stdin.setsockopt(zmq.IDENTITY, session.encode())
             self._connect(stdin, "stdin")
@@ -119,14 +119,14 @@ class Followed:
         socket.connect(f"{known['transport']}://{known['ip']}:{known[f'{channel}_port']}")
         self.sockets[socket] = channel
 
-    def hear(self, socket: Any) -> None:
+    def on_message(self, socket: Any) -> None:
         """Take all messages that have come by a socket."""
         with suppress(zmq.Again):
             while True:
                 parts = socket.recv_multipart(zmq.NOBLOCK)
                 try:
                     message = self._session.deserialize(self._session.feed_identities(parts)[1])
-                    cell = self.said.hear(self.sockets[socket], message, sum(map(len, parts)))
+                    cell = self.transcript.add_message(self.sockets[socket], message, sum(map(len, parts)))
                 except (ValueError, KeyError, TypeError):  # it is not the kernel's
                     continue
                 if cell and cell.done:
@@ -141,16 +141,16 @@ class Followed:
 
     def write(self) -> None:
         """Write down what was heard."""
-        if self._written != self.said.changes:
-            self._written = self.said.changes
-            note = self._note | {"cells": self.said.as_text()}
+        if self._written != self.transcript.changes:
+            self._written = self.transcript.changes
+            note = self._note | {"cells": self.transcript.as_text()}
             with suppress(OSError):  # there is no room: it is tried again
                 write_private(note_path(self._records.folder, self._record.id), json.dumps(note))
 
     def close(self) -> None:
         """Write down all, and let the next server know."""
         for socket in self.sockets:
-            self.hear(socket)
+            self.on_message(socket)
             socket.close()
         self.write()
         _mark(self._records.folder, self._record.id).unlink(missing_ok=True)
@@ -172,7 +172,7 @@ def follow(folder: Path, server: ProcessId) -> None:
             for kernel in list(kernels):
                 for socket in kernel.sockets:
                     if socket in ready:
-                        kernel.hear(socket)
+                        kernel.on_message(socket)
                 if kernel.pidfd in ready or not kernel.is_left():
                     for one in (kernel.pidfd, *kernel.sockets):
                         poller.unregister(one)

@@ -311,8 +311,8 @@ class Registry:
             head = self.records.read(CheckpointRecord, state.head)
             state.gate.cell, state.gate.execution_count = head.cell, head.execution_count
             if record.parked:
-                state.said = Transcript.of(self.cells.kept(head.id))
-                state.said.forget_running(but=head.outstanding)
+                state.transcript = Transcript.of(self.cells.kept(head.id))
+                state.transcript.forget_running(but=head.outstanding)
         self._returning[record.id] = Returning(record.connection, process)
         paths = [self.contents_path(session.path) for session in record.sessions]
         try:

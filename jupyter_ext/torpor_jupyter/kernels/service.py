@@ -170,7 +170,7 @@ class Service:
             )
         if kernel_id not in self.registry.manager:
             await self.registry.register(self.registry.as_parked(record))
-            self.registry.state(kernel_id).said = Transcript()  # who has shut it down has seen what it said
+            self.registry.state(kernel_id).transcript = Transcript()  # the page that shut it down has seen its output
         before: SnapshotInfo | None = None
         files = _files(files_as_they_are)
         async with self.operations.begin(kernel_id, "restoring") as operation:

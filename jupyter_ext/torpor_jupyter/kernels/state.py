@@ -63,7 +63,7 @@ class State:
     """The state of one kernel."""
 
     gate: Gate = field(default_factory=Gate)
-    said: Transcript = field(default_factory=Transcript)
+    transcript: Transcript = field(default_factory=Transcript)
     series: Series = field(default_factory=Series)
     """Its checkpoints since this server knows it: the next one reads only memory that was written since the last."""
     operation: Operation | None = None

@@ -155,7 +155,7 @@ class Transcript:
                 del self.cells[id]
         self.cells[request["msg_id"]] = Cell(request, cell, code, owner=request.get("session", ""))
 
-    def hear(self, channel: str, message: dict[str, Any], size: int) -> Cell | None:
+    def add_message(self, channel: str, message: dict[str, Any], size: int) -> Cell | None:
         """Keep a message of the kernel. Return the cell that it belongs to, None if there is none that is not done."""
         cell = self.cells.get((message["parent_header"] or {}).get("msg_id", ""))
         if cell is None or cell.done:

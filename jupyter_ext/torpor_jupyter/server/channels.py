@@ -215,11 +215,11 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
     def _note_request(self, gate: Gate, message: Any) -> None:
         channel, header, content, metadata = self._read(message)
         assert self.service  # it has the gate
-        said = self.service.registry.state(self.kernel_id).said
+        transcript = self.service.registry.state(self.kernel_id).transcript
         if channel != "shell":
             if channel == "stdin":
                 gate.awaits_input = False
-                said.answered()
+                transcript.answered()
             return
         if not header["msg_type"].endswith("_request"):
             return
@@ -228,13 +228,13 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
             gate.cell = str(content.get("code", "")).strip().partition("\n")[0][:MAX_LINE]
             gate.cells_sent += 1
             gate.started[header["msg_id"]] = time.monotonic()
-            said.begin(header, str(metadata.get("cellId", "")), str(content.get("code", "")))
+            transcript.begin(header, str(metadata.get("cellId", "")), str(content.get("code", "")))
 
     def _note_question(self, service: Service, message: Any) -> None:
         """Note an input request, since the page may go before it is answered."""
         if not isinstance(message, dict):
             message = dict(zip(PARTS, map(self.session.unpack, message), strict=False))
-        service.registry.state(self.kernel_id).said.hear("stdin", message, 0)
+        service.registry.state(self.kernel_id).transcript.add_message("stdin", message, 0)
 
     def _note_reply(self, service: Service, gate: Gate, message: Any) -> None:
         kind, id = self._kind_and_parent(message)

@@ -28,6 +28,7 @@ OF_STORIES = re.compile(r"_?(judge|refuse|faults?|problems?|check)(_[a-z_]+)?")
 EVERYWHERE = re.compile(
     r"told|Held|Holder|Keeper|Roll|TakenProcess|traits|gadgets?|unkept|Unkept|rehears\w*|refusals|moved_ports|tcp_keep"
     r"|tcp_end|last_steps|[Tt]ender|urged?|_?hand(ed)?_on|_?bear(_\w+)?|\w*[Ww]idow|\w*[Ww]itness\w*|Loan|_?bury|furnish|_?kin"
+    r"|_?(over)?heard?(_\w+)?"
 )
 """Words of our own for what has a usual one: an answer, an open file description, thread attributes, code stubs..."""
 USUAL = {

@@ -91,11 +91,11 @@ class Rig:
 
     @property
     def cells(self) -> dict[str, Any]:
-        return self.states[KERNEL].said.cells
+        return self.states[KERNEL].transcript.cells
 
     def begin(self, id: str, session: str) -> None:
         """A page has sent a cell."""
-        self.states[KERNEL].said.begin({"msg_id": id, "session": session}, "", "1")
+        self.states[KERNEL].transcript.begin({"msg_id": id, "session": session}, "", "1")
 
     def parts(self, kind: str, parent: str, key: bytes = b"secret", **content: Any) -> list[bytes]:
         """A message of the kernel as it comes."""
@@ -239,7 +239,7 @@ def test_what_an_earlier_server_heard_goes_on(rig: Rig) -> None:
     rig.end("z")
     after = Rig()
     after.begin("undone", "gone")
-    after.listener.load(KERNEL, rig.states[KERNEL].said.as_text(), ["x"])
+    after.listener.load(KERNEL, rig.states[KERNEL].transcript.as_text(), ["x"])
     assert list(after.cells) == ["x"], "of the others none runs at the checkpoint"
     assert [stream.identity for stream in after.listener.streams(KERNEL)] == [b"gone"]
     assert list(after.gate(KERNEL).unanswered) == ["x"], "a checkpoint that is made now knows that it runs"

@@ -55,8 +55,8 @@ async def caught_up(server: Server) -> None:
 def begun(server: Server, kernel: str) -> None:
     state = server.service.registry.state(kernel)
     state.gate.cell, state.gate.execution_count = "print(1)", 4
-    state.said.begin(REQUEST, "cell-1", "print(1)")
-    state.said.hear("iopub", message("stream", name="stdout", text="1"), 1)
+    state.transcript.begin(REQUEST, "cell-1", "print(1)")
+    state.transcript.add_message("iopub", message("stream", name="stdout", text="1"), 1)
 
 
 def test_a_cell_goes_on_after_a_crash(
@@ -124,11 +124,11 @@ def test_notes_on_another_process_are_not_read(
         path.write_text(json.dumps(note))
         await crash(server, kernel)
         await caught_up(server)
-        assert registry.state(kernel).said.cells == {}
+        assert registry.state(kernel).transcript.cells == {}
         assert registry.gate(kernel).execution_count == 3, "the kernel knows better than its last checkpoint"
         path.write_text("[]")
         await crash(server, kernel)
-        assert registry.state(kernel).said.cells == {}
+        assert registry.state(kernel).transcript.cells == {}
         await registry.forget(kernel)
         assert not path.exists()
 

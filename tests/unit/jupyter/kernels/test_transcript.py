@@ -23,13 +23,13 @@ def begun() -> Transcript:
 
 def test_a_cell_is_heard_until_it_is_done() -> None:
     said = begun()
-    assert said.hear("iopub", message("stream", "other", text="no"), 1) is None
-    assert said.hear("iopub", message("iopub_welcome", None), 1) is None
-    cell = said.hear("iopub", message("status", execution_state="busy"), 1)
+    assert said.add_message("iopub", message("stream", "other", text="no"), 1) is None
+    assert said.add_message("iopub", message("iopub_welcome", None), 1) is None
+    cell = said.add_message("iopub", message("status", execution_state="busy"), 1)
     assert cell and not cell.done
-    said.hear("iopub", message("stream", text="1"), 1)
-    said.hear("iopub", message("status", execution_state="idle"), 1)
-    assert cell.done and said.hear("iopub", message("stream", text="late"), 1) is None
+    said.add_message("iopub", message("stream", text="1"), 1)
+    said.add_message("iopub", message("status", execution_state="idle"), 1)
+    assert cell.done and said.add_message("iopub", message("stream", text="late"), 1) is None
     told = cell.as_json()
     assert (told["cell"], told["done"], told["dropped"]) == ("cell-1", True, 0)
     assert [m["header"]["msg_type"] for m in told["messages"]] == ["status", "stream", "status"]
@@ -37,7 +37,7 @@ def test_a_cell_is_heard_until_it_is_done() -> None:
 
 def test_a_question_that_was_answered_is_asked_no_more() -> None:
     said = begun()
-    said.hear("stdin", message("input_request", prompt="?"), 1)
+    said.add_message("stdin", message("input_request", prompt="?"), 1)
     assert [m["channel"] for m in said.cells["one"].messages] == ["stdin"]
     said.answered()
     assert said.cells["one"].messages == []
@@ -47,7 +47,7 @@ def test_of_a_cell_that_says_too_much_the_end_is_kept(monkeypatch: pytest.Monkey
     monkeypatch.setattr(transcript, "KEPT", 100)
     said = begun()
     for number in range(10):
-        said.hear("iopub", message("stream", text=str(number)), 30)
+        said.add_message("iopub", message("stream", text=str(number)), 30)
     told = said.cells["one"].as_json()
     assert [m["content"]["text"] for m in told["messages"]] == ["7", "8", "9"] and told["dropped"] == 7
 
@@ -57,7 +57,7 @@ def test_of_cells_that_nobody_comes_for_the_last_ones_are_kept(monkeypatch: pyte
     said = begun()
     for number in range(5):
         said.begin({"msg_id": str(number)}, "", "")
-        said.hear("iopub", message("status", str(number), execution_state="idle"), 40)
+        said.add_message("iopub", message("status", str(number), execution_state="idle"), 40)
     said.begin({"msg_id": "last"}, "", "")
     assert list(said.cells) == ["one", "3", "4", "last"]
 
@@ -65,8 +65,8 @@ def test_of_cells_that_nobody_comes_for_the_last_ones_are_kept(monkeypatch: pyte
 def test_the_next_server_has_what_nobody_has_seen() -> None:
     said = begun()
     said.begin({"msg_id": "two", "session": "page"}, "cell-2", "done")
-    said.hear("iopub", message("execute_input", execution_count=3), 1)
-    said.hear("iopub", message("status", "two", execution_state="idle"), 1)
+    said.add_message("iopub", message("execute_input", execution_count=3), 1)
+    said.add_message("iopub", message("status", "two", execution_state="idle"), 1)
     next_one = Transcript.of(said.as_text())
     assert [(id, cell.done, cell.count, cell.owner) for id, cell in next_one.cells.items()] == [
         ("one", False, 3, ""), ("two", True, None, ""),
@@ -82,7 +82,7 @@ def test_what_changes_is_counted() -> None:
     said = begun()
     counts = [said.changes]
     for change in (
-        lambda: said.hear("iopub", message("stream", text="1"), 1),
+        lambda: said.add_message("iopub", message("stream", text="1"), 1),
         said.answered,
         lambda: said.forget("one"),
     ):
