@@ -1,7 +1,7 @@
-"""A checkpoint in one file, to carry a kernel to another machine: its snapshot, its record, and what is kept with it.
+"""A checkpoint in one file, to move a kernel to another machine: its snapshot, its record, and its attachments.
 
-The file is a tar archive. Whoever made it could have put any code into the snapshot, as with `torpor import`. Nothing
-else of it is believed: members are taken by their names, sizes are bounded, and no path in it is used.
+The file is a tar archive. As with `torpor import`, its author could have put any code into the snapshot. Nothing else
+in it is trusted: members are found by their names, sizes are bounded, and no path in it is used.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ COPIED = 1 << 20
 
 @dataclass(frozen=True)
 class Carried:
-    """What a file holds besides the snapshot."""
+    """The content of a file besides the snapshot."""
 
     record: CheckpointRecord
     notebook: str
@@ -40,11 +40,11 @@ class Carried:
 
 
 def export(store: Store, info: SnapshotInfo, carried: Carried, path: Path) -> None:
-    """Write a checkpoint to a new file, whole or not at all.
+    """Write a checkpoint to a new file, completely or not at all.
 
     Raises:
         Refused: there is something with that name.
-        StoreError: the file cannot be written, or the store not be read.
+        StoreError: the file cannot be written, or the store cannot be read.
         ImageDamaged: a block is not what was written.
     """
     if os.path.lexists(path):
@@ -88,8 +88,8 @@ def import_file(store: Store, path: Path, tag: str) -> Carried:
     Raises:
         NotFound: there is no such file.
         Refused: the store has the snapshot.
-        ImageDamaged: the file is no such file, or damaged.
-        StoreError: it cannot be read, or the store not be written.
+        ImageDamaged: the file is not an exported checkpoint, or is damaged.
+        StoreError: the file cannot be read, or the store cannot be written.
     """
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:

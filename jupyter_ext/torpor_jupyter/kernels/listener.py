@@ -110,7 +110,7 @@ class Listener:
         self.go_on(kernel_id)
 
     def go_on(self, kernel_id: str) -> None:
-        """Receive what a kernel says of the cells that an earlier server has sent to it, and that run."""
+        """Receive the messages about running cells that an earlier server has sent to a kernel."""
         state = self._registry.state(kernel_id)
         for cell in state.transcript.running:
             state.gate.unanswered.setdefault(cell.request["msg_id"], (Gone(), cell.request))
@@ -119,7 +119,7 @@ class Listener:
                 self.stand_in(kernel_id, session)
 
     def end(self, kernel_id: str, cells: list[Cell]) -> None:
-        """End cells whose end nobody has heard, and let pages know."""
+        """Mark cells as done whose end was not received, and let pages know."""
         state = self._registry.state(kernel_id)
         for cell in cells:
             cell.end()

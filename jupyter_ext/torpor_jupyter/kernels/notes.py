@@ -1,7 +1,7 @@
-"""Notes for the next server, in case this one is killed: which notebooks use which kernels, what their cells have said.
+"""Notes for the next server, in case this one is killed: which notebooks use which kernels, and the output of cells.
 
-They are written every few seconds: a crash of the server loses what is younger. The kernels live on, and
-`torpor_jupyter.kernels.recorder` goes on with the notes.
+They are written every few seconds; a crash of the server loses later messages. The kernels live on, and
+`torpor_jupyter.kernels.recorder` continues the notes.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from torpor_jupyter.kernels.transcript import Transcript, as_text
 from torpor_jupyter.kernels.workers import Workers
 
 IDLE_SECONDS = 5.0
-"""How long an idle kernel may take to answer; one that takes longer still runs a cell."""
+"""How long an idle kernel may take to answer; a kernel that takes longer still runs a cell."""
 RECORDER_SECONDS = 5.0
-"""How long a recorder may take to begin, and to end."""
+"""How long a recorder may take to start, and to end."""
 HEARD_SECONDS = 0.5
-"""How long what the kernel said before that answer may take."""
+"""How long messages that the kernel sent before that answer may take."""
 
 
 class Notes:
@@ -40,13 +40,13 @@ class Notes:
         """Write nothing yet."""
         self._registry, self._workers, self._listener = registry, workers, listener
         self._noted: dict[str, tuple[Any, ...]] = {}
-        """By kernel: what the last note says."""
+        """By kernel: the content of the last note."""
         self._catching_up: set[asyncio.Task[None]] = set()
         self._watch: Watch | None = None
-        """Once a cell has run: what starts the recorder when this process has ended."""
+        """Starts the recorder when this process has ended; made once a cell has run."""
 
     async def write(self) -> None:
-        """Note what has changed since the last time. Release kernels that another server woke."""
+        """Write what has changed since the last time. Release kernels that another server has woken."""
         with suppress(Unsuitable):  # the server is stopping
             for record in await self._workers.read(self._read, self._at_rest()):
                 if self._is_at_rest(record.id):
@@ -58,7 +58,7 @@ class Notes:
         return [id for id in self._registry.manager.list_kernel_ids() if self._is_at_rest(id)]
 
     def _changed(self, kernel_id: str) -> tuple[str, dict[str, Any]] | None:
-        """The note on a living kernel, if it is another than the last."""
+        """The note on a living kernel, if it differs from the last one."""
         state, kernel = self._registry.state(kernel_id), self._registry.suitable(kernel_id).kernel
         if state.parked or not kernel:
             return None
@@ -74,7 +74,7 @@ class Notes:
         return kernel_id, known | {"process": asdict(kernel.id), "kernel_info": info, "recorded": ""}
 
     def _is_at_rest(self, kernel_id: str) -> bool:
-        """Whether Torpor looks after a kernel, and does nothing to it now."""
+        """Whether Torpor manages a kernel, and no operation on it is in progress."""
         registry = self._registry
         known = kernel_id in registry.manager and isinstance(registry.provisioner(kernel_id), TorporProvisioner)
         return known and not registry.state(kernel_id).operation
@@ -91,7 +91,7 @@ class Notes:
         registry, id = self._registry, record.id
         provisioner, state = registry.provisioner(id), registry.state(id)
         if state.parked and not record.parked and record.server == registry.server:
-            registry.remember(provisioner)  # there was no room when it was parked
+            registry.remember(provisioner)  # the disk was full when it was parked
         elif state.parked and not record.parked:
             registry.log.info("Kernel %s was woken by another server", id)
             registry.release(id, lives=True)
@@ -113,7 +113,7 @@ class Notes:
     # ------------------------------------------------------------------------------------------ the next server
 
     async def take_up(self, kernel_id: str) -> None:
-        """Go on with what is noted of a living kernel that an earlier server has left."""
+        """Continue with the note on a living kernel that an earlier server has left."""
         state, folder = self._registry.state(kernel_id), self._registry.records.folder
         await self._load(kernel_id, state)
         deadline = time.monotonic() + RECORDER_SECONDS
@@ -132,7 +132,7 @@ class Notes:
         task.add_done_callback(self._catching_up.discard)
 
     async def _load(self, kernel_id: str, state: State) -> str:
-        """Read the note on a kernel; since when it was recorded without a server, if it was."""
+        """Read the note on a kernel. Also return since when a recorder has written it, if one has."""
         kernel = self._registry.suitable(kernel_id).kernel
         note = await self._workers.read(read_note, self._registry.records.folder, kernel_id)
         if not kernel or note.get("process") != asdict(kernel.id):
@@ -152,7 +152,7 @@ class Notes:
     async def _catch_up(self, kernel_id: str, state: State) -> None:
         """End the cells that have ended while no server ran, and count the kernel's cells.
 
-        An idle kernel answers at once. The end of a cell that still runs will be heard.
+        An idle kernel answers at once. The end of a cell that still runs will be received.
         """
         manager = self._registry.kernel_manager(kernel_id)
         running = state.transcript.running
@@ -168,12 +168,12 @@ class Notes:
                 state.gate.execution_count = count
 
     def stop(self) -> None:
-        """Ask kernels no more."""
+        """Stop asking kernels."""
         for task in self._catching_up:
             task.cancel()
 
     async def hand_over(self, kernels: list[str]) -> None:
-        """Before the server ends, write the notes, and let a recorder follow the kernels that live on."""
+        """Before the server ends, write the notes, and let a recorder continue for kernels that live on."""
         await self.write()
         folder = self._registry.records.folder
         followed = [id for id in kernels if self._registry.state(id).transcript.running]
@@ -184,7 +184,7 @@ class Notes:
                 await asyncio.sleep(0.02)
 
     def close(self) -> None:
-        """Let nothing follow the kernels."""
+        """Start no recorder."""
         if self._watch:
             self._watch.end(lives=False)
             self._watch = None

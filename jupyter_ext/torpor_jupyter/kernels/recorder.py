@@ -1,8 +1,8 @@
-"""Keeps what the cells of kernels say while no server runs.
+"""Records the output of kernels' cells while no server runs.
 
-A server starts a shell that waits for its end. If kernels live on then (a crash, or kernels that cannot be parked), the
-shell becomes this program. It goes on with the notes of `torpor_jupyter.kernels.notes` until the next server has the
-kernels, or they have ended.
+A server starts a shell that waits for the server's end. If kernels live on then (after a crash, or if they cannot be
+parked), the shell executes this program. It continues the notes of `torpor_jupyter.kernels.notes` until the next server
+has taken the kernels over, or they have ended.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from torpor_jupyter.data.records import KernelRecord, ProcessId, Records, write_
 from torpor_jupyter.kernels.transcript import Transcript
 
 WAIT = 'read -r line || exec "$@"'
-"""For a shell: become the program when standard input ends without a line."""
+"""A shell script: execute the program when standard input ends without a line."""
 LOOK_MS = 200
-"""How often to look whether another server has a kernel."""
+"""Seconds between two checks whether another server has taken a kernel over."""
 WRITE_SECONDS = 1.0
-"""How often what was heard is written down."""
+"""Seconds between two writes of the received messages."""
 NOTE = {"process", "kernel_info", "execution_count", "cell", "cells", "recorded"}
 """The fields of a note."""
 
@@ -41,7 +41,7 @@ class Watch:
     """The shell that waits for the end of this process."""
 
     def __init__(self, folder: Path, server: ProcessId) -> None:
-        """Start it. `folder` is that of the records. Raises OSError."""
+        """Start the shell. `folder` has the records. Raises OSError."""
         program = [sys.executable, "-m", __name__, str(folder), json.dumps(asdict(server))]
         self._shell = subprocess.Popen(
             ["/bin/sh", "-c", WAIT, "torpor-recorder", *program], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
@@ -49,7 +49,7 @@ class Watch:
         )  # fmt: skip
 
     def end(self, lives: bool) -> None:
-        """Let it become the recorder if kernels live on, or else end it."""
+        """Let the shell become the recorder if kernels live on; otherwise end it."""
         pipe = self._shell.stdin
         if pipe is None or pipe.closed:
             return
@@ -59,7 +59,7 @@ class Watch:
             self._shell.wait()
 
     def wait(self) -> int:
-        """Wait until it has ended; its exit code."""
+        """Wait for its end; return its exit code."""
         return self._shell.wait()
 
 
@@ -69,7 +69,7 @@ def note_path(folder: Path, kernel_id: str) -> Path:
 
 
 def read_note(folder: Path, kernel_id: str) -> dict[str, Any]:
-    """What is noted of a kernel; empty if that is nothing, or not of this version."""
+    """The note on a kernel; empty if there is none of this version."""
     try:
         note = json.loads(note_path(folder, kernel_id).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -78,7 +78,7 @@ def read_note(folder: Path, kernel_id: str) -> dict[str, Any]:
 
 
 def is_recorded(folder: Path, kernel_id: str) -> bool:
-    """Whether a recorder still follows a kernel: it will write its note once more."""
+    """Whether a recorder still records a kernel, and will write its note once more."""
     try:
         return ProcessId(**json.loads(_mark(folder, kernel_id).read_text(encoding="utf-8"))).exists()
     except (OSError, ValueError, TypeError):
@@ -90,7 +90,7 @@ def _mark(folder: Path, kernel_id: str) -> Path:
 
 
 class Followed:
-    """A kernel that is followed."""
+    """A kernel that is being recorded."""
 
     def __init__(self, records: Records, record: KernelRecord, note: dict[str, Any], context: zmq.Context[Any]) -> None:
         """Connect to it. Raises OSError, ZMQError."""
@@ -120,7 +120,7 @@ class Followed:
         self.sockets[socket] = channel
 
     def on_message(self, socket: Any) -> None:
-        """Take all messages that have come by a socket."""
+        """Receive all messages that wait at a socket."""
         with suppress(zmq.Again):
             while True:
                 parts = socket.recv_multipart(zmq.NOBLOCK)
@@ -133,22 +133,22 @@ class Followed:
                     self._note["execution_count"] = cell.count or self._note["execution_count"]
 
     def is_left(self) -> bool:
-        """Whether no server has the kernel."""
+        """Whether no server has taken the kernel over."""
         try:
             return self._records.read(KernelRecord, self._record.id).server == self._record.server
         except TorporError:
             return False
 
     def write(self) -> None:
-        """Write down what was heard."""
+        """Write the note if there are new messages."""
         if self._written != self.transcript.changes:
             self._written = self.transcript.changes
             note = self._note | {"cells": self.transcript.as_text()}
-            with suppress(OSError):  # there is no room: it is tried again
+            with suppress(OSError):  # the disk is full: it is tried again
                 write_private(note_path(self._records.folder, self._record.id), json.dumps(note))
 
     def close(self) -> None:
-        """Write down all, and let the next server know."""
+        """Write the last note, and let the next server know."""
         for socket in self.sockets:
             self.on_message(socket)
             socket.close()
@@ -158,7 +158,7 @@ class Followed:
 
 
 def follow(folder: Path, server: ProcessId) -> None:
-    """Follow the kernels of a server that has ended, until others have them or they have ended."""
+    """Record the kernels of a server that has ended, until another server has taken them over or they have ended."""
     context: zmq.Context[Any] = zmq.Context()
     with _closing(list(_left(Records(folder), server, context))) as kernels:
         poller = zmq.Poller()

@@ -19,7 +19,7 @@ KEPT = 4 << 20
 """The most bytes of messages to keep for one cell, and for all cells that are done. The oldest are dropped first."""
 PARTS = ("header", "parent_header", "metadata", "content")
 TORPOR = "torpor"
-"""The session of messages that the kernel has not sent, but Torpor in its place."""
+"""The session of messages that Torpor sends in the kernel's place."""
 
 
 @dataclass
@@ -35,11 +35,11 @@ class Cell:
     """The session of the page that shows it."""
     done: bool = False
     taken_up: bool = False
-    """Whether an earlier server has sent it, which was killed: it may have ended since."""
+    """Whether a server that was killed has sent it: then it may have ended since."""
     count: int | None = None
-    """Its number, once the kernel has said that it runs it."""
+    """Its execution count, once the kernel has reported it."""
     dropped: int = 0
-    """How many messages were dropped because they were too many."""
+    """How many messages were dropped to stay below the limit."""
     messages: list[dict[str, Any]] = field(default_factory=list)
     size: int = 0
 
@@ -54,19 +54,19 @@ class Cell:
             self.dropped += 1
 
     def add_all(self, later: Cell) -> None:
-        """Add what another record of the same cell has, which was begun later."""
-        heard = {message["header"]["msg_id"] for message in self.messages}
+        """Add the messages of another record of the same cell, which was begun later."""
+        known = {message["header"]["msg_id"] for message in self.messages}
         for message in later.messages:
-            if message["header"]["msg_id"] not in heard:
+            if message["header"]["msg_id"] not in known:
                 self.add(message, message["size"])
         self.owner, self.taken_up, self.done = later.owner, later.taken_up, self.done or later.done
 
     def tell(self, text: str) -> None:
-        """Add a text of Torpor's to its output."""
+        """Add a message of Torpor's to its output."""
         self._say("stream", {"name": "stderr", "text": text})
 
     def end(self) -> None:
-        """End a cell whose end nobody has heard."""
+        """Mark a cell as done whose end was not received."""
         self._say("status", {"execution_state": "idle"})
         self.done = True
 
@@ -84,7 +84,7 @@ class Cell:
         return answer
 
     def known(self) -> dict[str, Any]:
-        """What is known of the cell; messages that come later do not change it."""
+        """A copy of what is known about the cell; later messages do not change it."""
         messages = [{key: message[key] for key in (*PARTS, "channel")} for message in self.messages]
         known = {"request": self.request, "cell": self.cell, "code": self.code, "done": self.done}
         return known | {"dropped": self.dropped, "messages": messages}
@@ -97,11 +97,11 @@ class Transcript:
         """Begin without cells."""
         self.cells: dict[str, Cell] = {}
         self.changes = 0
-        """How often they have changed."""
+        """How often the cells have changed."""
 
     @classmethod
     def of(cls, text: str) -> Transcript:
-        """Read a text of `as_text`. The pages of its cells have gone. Empty for a text of another version."""
+        """Read a text of `as_text`; the pages of its cells have gone. Empty for a text of another version."""
         found = cls()
         try:
             for one in json.loads(text or "[]"):
@@ -114,7 +114,7 @@ class Transcript:
         return found
 
     def known(self) -> list[dict[str, Any]]:
-        """What is known of the cells; messages that come later do not change it."""
+        """A copy of what is known about the cells; later messages do not change it."""
         return [cell.known() for cell in self.cells.values()]
 
     def as_text(self) -> str:
@@ -122,7 +122,7 @@ class Transcript:
         return as_text(self.known())
 
     def put_before(self, earlier: Transcript) -> None:
-        """Put what was heard earlier before what is known; messages that both have count once."""
+        """Insert an earlier transcript before this one; messages in both are kept once."""
         self.changes += 1
         for id, cell in earlier.cells.items():
             if known := self.cells.pop(id, None):
@@ -146,7 +146,7 @@ class Transcript:
                 self.forget(id)
 
     def begin(self, request: dict[str, Any], cell: str, code: str) -> None:
-        """Note a cell that a page has asked the kernel to run."""
+        """Record a cell that a page has asked the kernel to run."""
         self.changes += 1
         done = {id: known.size for id, known in self.cells.items() if known.done}  # a page for them may never come
         for id in list(done):
@@ -156,7 +156,7 @@ class Transcript:
         self.cells[request["msg_id"]] = Cell(request, cell, code, owner=request.get("session", ""))
 
     def add_message(self, channel: str, message: dict[str, Any], size: int) -> Cell | None:
-        """Keep a message of the kernel. Return the cell that it belongs to, None if there is none that is not done."""
+        """Keep a message of the kernel. Return the cell that it belongs to; None if no such cell still runs."""
         cell = self.cells.get((message["parent_header"] or {}).get("msg_id", ""))
         if cell is None or cell.done:
             return None
@@ -174,7 +174,7 @@ class Transcript:
 
 
 def as_text(known: list[dict[str, Any]]) -> str:
-    """The text of what is known of cells, which `Transcript.of` reads; empty if there are none."""
+    """Cells as text, which `Transcript.of` reads; empty if there are none."""
     return _json(known) if known else ""
 
 

@@ -184,7 +184,7 @@ class TorporWebsocketConnection(ZMQChannelsWebsocketConnection):
         kind, id = self._kind_and_parent(message)
         if id not in gate.uncertain:
             if id in gate.unanswered:
-                gate.uncertain.clear()  # it was asked since, and heard it: it hands over
+                gate.uncertain.clear()  # it was asked since, and has received it: it hands over
             return
         if kind == "error":
             gate.uncertain[id] = self._content(message) | {"status": "error"}
