@@ -52,10 +52,12 @@ def _next_ns(job: RunningJob, saves: list[SnapshotInfo] | None) -> int | None:
 
 
 def _as_json(job: RunningJob, saves: list[SnapshotInfo] | None) -> dict[str, Any]:
+    from torpor.objects.process import jobs
+
     return {
         "pid": job.pid,
         "name": printable(job.name),
-        "given_name": printable(job.given_name),
+        "given_name": printable(jobs.name_of(job, saves)),
         "uid": job.uid,
         "how": job.how,
         "slurm_job": job.slurm_job,
@@ -68,10 +70,13 @@ def _as_json(job: RunningJob, saves: list[SnapshotInfo] | None) -> dict[str, Any
 
 
 def _row(job: RunningJob, saves: list[SnapshotInfo] | None) -> tuple[str, ...]:
+    from torpor.objects.process import jobs
+
     try:
         user = pwd.getpwuid(job.uid).pw_name
     except KeyError:
         user = str(job.uid)
+    name = jobs.name_of(job, saves)
     now = time.time_ns()
     due = _next_ns(job, saves)
     return (
@@ -81,5 +86,5 @@ def _row(job: RunningJob, saves: list[SnapshotInfo] | None) -> tuple[str, ...]:
         human_span(now - job.began_ns),
         human_age(saves[-1].created_ns, now) if saves else "?" if saves is None else "never",
         "" if due is None else f"in {human_span(due - now)}" if due > now else "now",
-        printable(f"{job.given_name}: {job.name}" if job.given_name else job.name),
+        printable(f"{name}: {job.name}" if name else job.name),
     )

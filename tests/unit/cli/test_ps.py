@@ -75,3 +75,9 @@ def test_the_name_that_a_job_was_given_is_shown(run: Torpor, monkeypatch: pytest
     monkeypatch.setattr(jobs, "saves", lambda _: [[]])
     assert "tides: python3 train.py" in run("ps")[1]
     assert json.loads(run("ps", "--json")[1])[0]["given_name"] == "tides"
+
+
+def test_a_woken_job_has_the_name_of_its_newest_snapshot(run: Torpor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "running", lambda: [replace(JOB, how="woken")])
+    monkeypatch.setattr(jobs, "saves", lambda _: [[replace(one, tags={"name": "tides"}) for one in saved(HOUR)]])
+    assert "tides: python3 train.py" in run("ps")[1]

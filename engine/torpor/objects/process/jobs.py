@@ -87,8 +87,8 @@ def find(name: str) -> RunningJob:
         NotFound: no job has this name, or several have.
     """
     found = running()
-    called = [job for job in found if name and job.given_name == name]
-    called = called or [job for job, saved in zip(found, saves(found), strict=True) if name in _names(saved)]
+    own = zip(found, saves(found), strict=True)
+    called = [job for job, saved in own if name and name_of(job, saved) == name]
     called = called or [job for job in found if name in (job.name, *job.name.split())]
     if len(called) == 1:
         return called[0]
@@ -100,9 +100,11 @@ def find(name: str) -> RunningJob:
     )
 
 
-def _names(saved: Sequence[SnapshotInfo] | None) -> list[str]:
-    """The name of the newest of a job's snapshots, if it has one."""
-    return [saved[-1].tags[NAME]] if saved and NAME in saved[-1].tags else []
+def name_of(job: RunningJob, saved: Sequence[SnapshotInfo] | None) -> str:
+    """The name that a job was given, or that its newest snapshot has. A kernel's snapshots have titles, not names."""
+    if job.given_name or not saved or job.how == "kernel":
+        return job.given_name
+    return saved[-1].tags.get(NAME, "")
 
 
 def saves(jobs: Sequence[RunningJob]) -> Iterator[list[SnapshotInfo] | None]:

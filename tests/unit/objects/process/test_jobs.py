@@ -90,13 +90,15 @@ def test_a_job_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     given = replace(JOB, pid=1, own_pid=1, given_name="tides")
     saved = replace(JOB, pid=2, own_pid=2)
     plain = replace(JOB, pid=3, own_pid=3, name="solver")
-    monkeypatch.setattr(jobs, "running", lambda: [given, saved, plain])
-    own = [[], [replace(SAVED, tags={"name": "sun"}), replace(SAVED, tags={"name": "moon"})], None]
+    kernel = replace(JOB, pid=4, own_pid=4, name="ipykernel", how="kernel")
+    monkeypatch.setattr(jobs, "running", lambda: [given, saved, plain, kernel])
+    titled = [replace(SAVED, tags={"name": "train"})]
+    own = [titled, [replace(SAVED, tags={"name": "sun"}), replace(SAVED, tags={"name": "moon"})], None, titled]
     monkeypatch.setattr(jobs, "saves", lambda _: iter(own))
     assert [jobs.find(name) for name in ("tides", "moon", "solver")] == [given, saved, plain]
     for name in ("python3 train.py", "train.py"):
         with pytest.raises(NotFound, match=r"2 jobs: 1 \(python3 train.py\), 2 \("):
             jobs.find(name)
-    for name in ("sun", "train", ""):  # the older name of its snapshots, and a part of a word
+    for name in ("sun", "train", ""):  # the older name of its snapshots, a kernel's title, and a part of a word
         with pytest.raises(NotFound, match="`torpor ps` lists them"):
             jobs.find(name)
