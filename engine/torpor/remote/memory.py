@@ -236,9 +236,15 @@ class PageMap:
         """
         return self._scan_if_can(_PAGE_IS_FILE, _PAGE_IS_SWAPPED, start, end)
 
-    def _scan_if_can(self, without: int, required: int, start: int, end: int) -> list[tuple[int, int]]:
+    def has_zeros_or_swapped(self, start: int, end: int) -> bool:
+        """Whether `zeros` or `swapped` may find anything; mostly not, and this is one scan instead of two."""
+        return bool(self._scan_if_can(0, 0, start, end, any_of=_PAGE_IS_PFNZERO | _PAGE_IS_SWAPPED))
+
+    def _scan_if_can(
+        self, without: int, required: int, start: int, end: int, *, any_of: int = 0
+    ) -> list[tuple[int, int]]:
         try:
-            return self._scan(without, required, 0, start, end)
+            return self._scan(without, required, any_of, start, end)
         except OSError as error:
             if error.errno not in (errno.ENOTTY, errno.EINVAL):
                 raise

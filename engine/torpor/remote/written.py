@@ -154,6 +154,8 @@ class WriteWatch:
                     watched.append((start, end))
             watched.sort()
             for first, last in union(watched):
+                if not pages.has_zeros_or_swapped(first, last):
+                    continue
                 found += intersection(pages.zeros(first, last), watched)
                 for start, end in intersection(pages.swapped(first, last), watched):
                     self._forget(start, end)
@@ -218,7 +220,10 @@ def _written_together(pages: memory.PageMap, run: Sequence[Private], *, again: b
         None if a mapping is not watched. There PAGEMAP_SCAN fails, and what it found before is lost. So the first scan
         does not protect anything.
     """
-    written = pages.written(run[0].start, run[-1].end, again=False)
-    if written is None or not again:
-        return written
-    return pages.written(run[0].start, run[-1].end, again=True)
+    start, end = run[0].start, run[-1].end
+    if not again:
+        return pages.written(start, end, again=False)
+    left = pages.unprotected(start, end)
+    if left is None:
+        return None
+    return [one for first, last in _near(left) for one in pages.written(first, last, again=True) or ()]
