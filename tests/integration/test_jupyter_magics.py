@@ -82,7 +82,7 @@ def test_a_kernel_without_a_server(ordinary_account: User, output: int) -> None:
             assert "alone" in printed(client, "%checkpoints")
             reply = client.execute("%rewind alone", reply=True, timeout=60)["content"]
             assert reply["ename"] == "UsageError"
-            assert "cannot go back in place" in reply["evalue"]
+            assert "cannot be rewound in place" in reply["evalue"]
             kept = connection.read_text()
             # Not by client.shutdown(): one kernel in ten hangs then, with or without Torpor (ipykernel 7.4: its control
             # thread flushes what its main thread has closed).
