@@ -343,7 +343,8 @@ def faults(body: bytes, chosen: list[Mutation]) -> Iterator[str]:
 
 
 RARE = {"Bundle", "Filter", "Folder", "KeptConnection", "Keyring", "Netlink", "SecretKey", "Membership", "Mount",
-        "Outside", "PosixQueue", "ProcFile", "NameOnly", "Speculation", "Session", "PageRuns", "Pidfd"}  # fmt: skip
+        "Outside", "PipeRun", "PosixQueue", "ProcFile", "NameOnly", "Speculation", "Session", "PageRuns",
+        "Pidfd"}  # fmt: skip
 """Kinds of messages that the image need not have."""
 
 
