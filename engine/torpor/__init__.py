@@ -11,10 +11,10 @@ The public interface is `__all__` of `torpor`, `torpor.errors`, `torpor.store`, 
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as type checkers know it; `typing` itself might be another one until torpor.entry has run
 if TYPE_CHECKING:
+    from typing import Any
+
     from torpor import cli as cli
     from torpor import errors as errors
     from torpor import image as image
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torpor.restorer.run import below_init, run, start
     from torpor.store import SnapshotInfo as Snapshot
     from torpor.store import Store
+    from torpor.util.isolation import isolation
 
 __all__ = [
     "Files",
@@ -42,6 +43,7 @@ __all__ = [
     "below_init",
     "checkpoint",
     "client_ports",
+    "isolation",
     "listening_ports",
     "restore",
     "run",
@@ -60,6 +62,7 @@ _PLACES = {
     "below_init": "torpor.restorer.run",
     "checkpoint": "torpor.dump.checkpoint",
     "client_ports": "torpor.objects.sockets.tcp",
+    "isolation": "torpor.util.isolation",
     "listening_ports": "torpor.restorer.restore",
     "load_ipython_extension": "torpor_jupyter.client.magics",  # for %load_ext torpor
     "restore": "torpor.restorer.restore",
@@ -69,6 +72,8 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
+    from importlib import import_module  # noqa: PLC0415  see above
+
     if name in _MODULES:
         return import_module(f"torpor.{name}")
     if name == "__version__":

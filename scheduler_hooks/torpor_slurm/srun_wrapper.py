@@ -7,10 +7,11 @@ import shlex
 import sys
 from contextlib import suppress
 
+import torpor
 from torpor import processes
 from torpor.errors import Reason, Refused
 
-SCRIPT = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -E -m torpor_slurm.step "$@"\n'
+SCRIPT = f'#!/bin/sh\nexec {shlex.join([sys.executable, *torpor.isolation()])} -m torpor_slurm.step "$@"\n'
 """The script named srun that the application finds in its PATH."""
 
 

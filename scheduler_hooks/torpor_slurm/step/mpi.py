@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torpor
 from torpor.errors import Reason, Refused
 from torpor_slurm.step.job_files import ask_once
 from torpor_slurm.step.options import Step
@@ -107,7 +108,7 @@ class Ranks:
 
     def start(self, cpus: Sequence[int]) -> int:
         """Start the launcher, which holds the step's processors; its PID."""
-        words = [*self._launcher, sys.executable, "-E", "-m", "torpor_slurm.step.rank"]
+        words = [*self._launcher, sys.executable, *torpor.isolation(), "-m", "torpor_slurm.step.rank"]
         root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"} if os.geteuid() == 0 else {}
         environment = {**root, **self._environment, PLAN: json.dumps(self._plan)}
         return Task(0, words, [0, 1, 2]).start(environment, Binding([cpus], None, {}))

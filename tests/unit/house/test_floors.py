@@ -27,7 +27,7 @@ FLOORS = [
     {"image", "store"},
     {"objects"},
     {"dump", "restorer"},
-    {"cli", "torpor_jupyter", "torpor_slurm", "torpor_dask"},
+    {"cli", "entry", "torpor_jupyter", "torpor_slurm", "torpor_dask"},
 ]
 # The same within Jupyter's part. `client` stands beside: it asks a server over HTTP.
 ROOMS = ["data", "kernels", "server"]

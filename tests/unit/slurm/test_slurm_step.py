@@ -187,6 +187,7 @@ def job(tmp_path: Path) -> Iterator[Job]:
 
 def test_a_single_task_takes_the_place_of_srun(job: Job) -> None:
     (job.folder / "out").write_text("before\n")
+    (job.folder / "json.py").write_text("raise SystemExit('a module of the job')")
     script = "echo $$ $SLURM_TASK_PID $SLURMD_NODENAME; echo 2 >&2; trap; grep SigIgn /proc/$$/status; exit 9"
     with job.step("-o", "out", "--open-mode=append", "sh", "-c", script) as step:
         pass

@@ -1,0 +1,40 @@
+"""The beginning of the command `torpor`: Python must run as it was installed, not as the variables of a job say.
+
+Module systems on clusters set PYTHONPATH for the programs of a job, and the packages there may be another Python's. So
+this module imports only what Python has imported already. If such a variable is set, it starts Python anew, which then
+ignores it. The job gets its variables unchanged.
+
+Documented in: python(1), https://docs.python.org/3/using/cmdline.html.
+"""
+
+from __future__ import annotations
+
+import os
+import site
+import sys
+
+from torpor.util.isolation import isolation
+
+CHANGING = (
+    "PYTHONASYNCIODEBUG", "PYTHONDEBUG", "PYTHONDEVMODE", "PYTHONDUMPREFS", "PYTHONHOME", "PYTHONINSPECT",
+    "PYTHONOPTIMIZE", "PYTHONPATH", "PYTHONPROFILEIMPORTTIME", "PYTHONTRACEMALLOC", "PYTHONVERBOSE", "PYTHONWARNINGS",
+)  # fmt: skip
+"""The variables that change which modules Python imports, what it prints, or how it ends."""
+
+
+def main() -> None:
+    """Run `torpor`."""
+    flags = isolation()
+    others_packages = "-I" in flags and site.ENABLE_USER_SITE and site.USER_SITE in sys.path
+    changed = others_packages or any(os.environ.get(name) for name in CHANGING)
+    if flags and changed and not sys.flags.ignore_environment:
+        try:
+            with open("/proc/self/environ", "rb") as file:  # os.environ may have an LC_CTYPE of Python's own (PEP 538)
+                words = [word.partition(b"=") for word in file.read().split(b"\0") if b"=" in word]
+            given = {name: value for name, _, value in words}
+            os.execve(sys.executable, [sys.executable, *flags, *sys.orig_argv[1:]], given)
+        except OSError:  # no /proc, or the arguments have their greatest length: perhaps this Python will do
+            pass
+    from torpor.cli import main as run  # noqa: PLC0415  see above
+
+    run()

@@ -1,0 +1,37 @@
+"""The options of a Python that runs a program of Torpor's in a job's environment.
+
+Only with modules that Python has imported at its start: see `torpor.entry`.
+
+Documented in: python(1).
+"""
+
+from __future__ import annotations
+
+import os
+import site
+
+
+def isolation() -> list[str]:
+    """Return the options by which Python ignores a job's variables, its current directory and its user's packages.
+
+    They are fewer if Torpor itself is one of the user's packages, and none if it is found by PYTHONPATH.
+    """
+    root = os.path.abspath(__file__).rsplit("/", 3)[0]
+    if root not in site.getsitepackages() and root in map(os.path.abspath, _of("PYTHONPATH")):
+        return []
+    if _is_of_user():
+        return [] if _of("PYTHONUSERBASE") else ["-E"]
+    return ["-I"]
+
+
+def _of(name: str) -> list[str]:
+    return [word for word in os.environ.get(name, "").split(os.pathsep) if word]
+
+
+def _is_of_user() -> bool:
+    if not site.ENABLE_USER_SITE or site.USER_SITE is None:
+        return False
+    try:
+        return any(name.startswith("torpor-") for name in os.listdir(site.USER_SITE))
+    except OSError:
+        return False
