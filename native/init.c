@@ -31,6 +31,7 @@
 #include <asm/siginfo.h>
 #include <asm/unistd.h>
 #include <linux/sched.h>
+#include <linux/sched/types.h>
 #include <linux/wait.h>
 
 #define MASK_SIZE 8	    /* bytes of the kernel's sigset_t */
@@ -155,17 +156,62 @@ static void forward(long child, const siginfo_t *info)
 	call(__NR_kill, child, info->si_signo, 0, 0);
 }
 
+/*
+ * The program takes the place of the launcher. So it gets the launcher's scheduling, which fork() has reset if the launcher
+ * has SCHED_RESET_ON_FORK. The kernel may refuse a priority that only root or RLIMIT_RTPRIO and RLIMIT_NICE allow.
+ */
+static void schedule_as(long launcher)
+{
+	struct sched_attr given = {0};
+
+	if (call(__NR_sched_getattr, launcher, (long)&given, sizeof(given), 0) == 0 &&
+	    given.sched_flags & SCHED_FLAG_RESET_ON_FORK)
+		call(__NR_sched_setattr, 0, (long)&given, 0, 0);
+}
+
+static int begins_with(const char *text, const char *beginning)
+{
+	while (*beginning)
+		if (*text++ != *beginning++)
+			return 0;
+	return 1;
+}
+
+/* And a variable that has the launcher's PID gets the program's: sd_listen_fds(3), sd_watchdog_enabled(3). */
+static void correct_pid(char **environment, const char *name, long launcher, char *text)
+{
+	long pid = call(__NR_getpid, 0, 0, 0, 0), scale = 1, size = 0;
+
+	for (; name[size]; size++)
+		text[size] = name[size];
+	for (; *environment; environment++)
+		if (begins_with(*environment, name) && number(*environment + size) == launcher)
+			*environment = text;
+	while (scale <= pid / 10)
+		scale *= 10;
+	for (; scale; scale /= 10)
+		text[size++] = '0' + pid / scale % 10;
+	text[size] = '\0';
+}
+
 static long start(char **argv, char **environment, unsigned long mask, long status_fd)
 {
 	struct action wait_for_it = {0}, given = {0};
 	long leads = call(__NR_getsid, 0, 0, 0, 0) == call(__NR_getpid, 0, 0, 0, 0);
 	long last = status_fd > 2 ? status_fd : 2;
+	long launcher = call(__NR_getppid, 0, 0, 0, 0);
+	char listen_pid[32], watchdog_pid[32];
+	unsigned long given_limit[2] = {0, 0}, wide[2]; /* struct rlimit */
 	long child, failure;
 
 	/* Background processes of the program stay below init, no matter which program has started init. */
 	call(__NR_prctl, 36 /* PR_SET_CHILD_SUBREAPER */, 1, 0, 0);
 	/* While SIGCHLD is ignored, no child's end is reported. The program gets the action that it had before. */
 	call(__NR_rt_sigaction, SIGCHLD, (long)&wait_for_it, (long)&given, MASK_SIZE);
+	/* The soft limit of processes may be just enough for the program. */
+	call(__NR_getrlimit, 6 /* RLIMIT_NPROC */, (long)given_limit, 0, 0);
+	wide[0] = wide[1] = given_limit[1];
+	call(__NR_setrlimit, 6, (long)wide, 0, 0);
 	child = call(__NR_fork, 0, 0, 0, 0);
 	if (child) {
 		/* A checkpoint finds here what the job's 0, 1 and 2 were. Only the job may hold the others. */
@@ -173,10 +219,16 @@ static long start(char **argv, char **environment, unsigned long mask, long stat
 		call(__NR_close_range, last + 1, ~0u, 0, 0);
 		return child;
 	}
+	call(__NR_setrlimit, 6, (long)given_limit, 0, 0);
 	call(__NR_rt_sigaction, SIGCHLD, (long)&given, 0, MASK_SIZE);
 	set_mask(mask);
 	if (leads)
 		call(__NR_setsid, 0, 0, 0, 0);
+	if (status_fd) { /* else torpor-init itself was started in the program's place */
+		schedule_as(launcher);
+		correct_pid(environment, "LISTEN_PID=", launcher, listen_pid);
+		correct_pid(environment, "WATCHDOG_PID=", launcher, watchdog_pid);
+	}
 	failure = call(__NR_execve, (long)argv[0], (long)(argv + 1), (long)environment, 0);
 	if (failure == -ENOEXEC) { /* a script without #!: as execvp(3) does */
 		argv[1] = argv[0];

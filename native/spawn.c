@@ -14,6 +14,7 @@
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
@@ -81,6 +82,26 @@ static void count_from(int32_t last_pid)
 	put("/proc/sys/kernel/ns_last_pid", text);
 }
 
+/*
+ * A new PID namespace has the highest pid_max that there is (since Linux 6.14): with a PID above the host's, the job could
+ * not be woken natively later. Before, the file is the host's own, and must stay as it is: so nothing is ever raised.
+ */
+static void lower_pid_max(int32_t pid_max)
+{
+	char text[16];
+	int fd = open("/proc/sys/kernel/pid_max", O_RDONLY | O_CLOEXEC);
+	ssize_t size = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+
+	close(fd);
+	if (size <= 0)
+		return;
+	text[size] = '\0';
+	if (atoi(text) <= pid_max)
+		return;
+	snprintf(text, sizeof(text), "%d", pid_max);
+	put("/proc/sys/kernel/pid_max", text);
+}
+
 /* Make capabilities ambient: execve by a uid other than 0 keeps only ambient ones (capabilities(7)). */
 static void keep_capabilities(const struct tp_spawn *s)
 {
@@ -133,15 +154,17 @@ static void set_signals(const struct tp_spawn *s)
 	sigprocmask(SIG_SETMASK, &blocked, NULL);
 }
 
-static void set_descriptor_limit(const struct tp_spawn *s)
+static void set_limits(const struct tp_spawn *s)
 {
-	struct rlimit limit;
+	for (size_t i = 0; i < s->limit_count; i++) {
+		struct rlimit limit;
 
-	if (getrlimit(RLIMIT_NOFILE, &limit))
-		fail(s, TP_STAGE_LIMIT);
-	limit.rlim_cur = s->descriptors;
-	if (setrlimit(RLIMIT_NOFILE, &limit))
-		fail(s, TP_STAGE_LIMIT);
+		if (getrlimit(s->limits[i].resource, &limit))
+			fail(s, TP_STAGE_LIMITS);
+		limit.rlim_cur = s->limits[i].soft;
+		if (setrlimit(s->limits[i].resource, &limit))
+			fail(s, TP_STAGE_LIMITS);
+	}
 }
 
 static void tell(const struct tp_spawn *s, enum tp_stage stage)
@@ -208,14 +231,16 @@ static _Noreturn void become_init(const struct tp_spawn *s)
 		if (s->namespaces & CLONE_NEWPID &&
 		    mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL))
 			fail(s, TP_STAGE_MOUNT_PROC);
-		if (s->namespaces & CLONE_NEWPID)
+		if (s->namespaces & CLONE_NEWPID) {
+			lower_pid_max(s->pid_max);
 			count_from(s->last_pid);
+		}
 	}
 	if (!(s->namespaces & CLONE_NEWPID) && prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
 		fail(s, TP_STAGE_SUBREAPER);
 	if (s->new_session && setsid() < 0)
 		fail(s, TP_STAGE_SESSION);
-	set_descriptor_limit(s);
+	set_limits(s);
 	if (s->keep_capabilities)
 		keep_capabilities(s);
 	/* Now the caller attaches, and opens the job's files, on the mounts of the job. */

@@ -66,7 +66,7 @@ enum tp_stage {
 	TP_STAGE_SUBREAPER,
 	TP_STAGE_SESSION,
 	TP_STAGE_CAPABILITIES,
-	TP_STAGE_LIMIT,
+	TP_STAGE_LIMITS,
 	TP_STAGE_DESCRIPTORS,
 	TP_STAGE_EXECVE
 };
@@ -80,16 +80,24 @@ struct tp_go {
 	int32_t first_fd, end_fd; /* init inherits the descriptors of this range */
 };
 
+/* A soft limit (RLIMIT_*). */
+struct tp_limit {
+	int32_t resource;
+	uint64_t soft;
+};
+
 struct tp_spawn {
 	uint64_t namespaces;  /* CLONE_NEW*, 0: none */
 	uint32_t uid, gid;    /* mapped to themselves in a new user namespace */
 	int32_t others_map;   /* others write id maps to the helper's /proc; the helper then writes missing ones */
 	int64_t monotonic_ns; /* offsets of the clocks in a new time namespace */
 	int64_t boottime_ns;
-	int32_t last_pid;     /* PIDs in a new namespace follow this one */
-	uint64_t ignored;     /* signals (bit n - 1 is n) to ignore; all others get their default action */
-	uint64_t blocked;     /* the signal mask */
-	uint64_t descriptors; /* the soft RLIMIT_NOFILE */
+	int32_t last_pid;	       /* PIDs in a new namespace follow this one */
+	int32_t pid_max;	       /* and stay below this */
+	uint64_t ignored;	       /* signals (bit n - 1 is n) to ignore; all others get their default action */
+	uint64_t blocked;	       /* the signal mask */
+	const struct tp_limit *limits; /* to set; the others stay as the caller has them */
+	size_t limit_count;
 	int32_t new_session;
 	int32_t keep_capabilities; /* through execve: those in the new user namespace, or else the caller's */
 	int32_t gate;		   /* a waiting process reads a struct tp_go here */

@@ -1,7 +1,8 @@
-"""`python -m tests.life [--root] [--wakes N] -- CMD...`: does a command give the same in each of its lives?
+"""`python -m tests.life [--root] [--native] [--wakes N] -- CMD...`: does a command give the same in each of its lives?
 
-Undisturbed, as a job that is run, and as one that is killed and woken once, and N times: in a capsule as an ordinary
-user, natively as root. Its output, at the end of which stands its exit status, must not depend on the time.
+Undisturbed, as a job that is run, and as one that is killed and woken once, and N times: as an ordinary user in a
+capsule, or natively with CAP_CHECKPOINT_RESTORE; as root natively. Its output, at the end of which stands its exit
+status, must not depend on the time.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from tests.life.twins import Lived, differences, live
 from tests.users import PROVE, User, ordinary_user
 
 
-def compare(user: User, command: Sequence[str], wakes: int) -> bool:
+def compare(user: User, command: Sequence[str], wakes: int, *, native: bool) -> bool:
     """Tell how each life went; whether all were alike."""
     alike = True
     twins = [live(user, command, "", float("inf"))]
-    way = "native" if user.is_root else "capsule"
+    way = "native" if native or user.is_root else "capsule"
     for ways in dict.fromkeys(("run", f"run {way}", " ".join(["run", *[way] * wakes]))):
         other = live(user, command, ways, twins[0].seconds)
         if differences(twins, other):
@@ -44,6 +45,7 @@ def main() -> int:
     """Read the words of the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.life", description=__doc__)
     parser.add_argument("--root", action="store_true", help="as root, natively")
+    parser.add_argument("--native", action="store_true", help="as an ordinary user who may choose PIDs, natively")
     parser.add_argument("--wakes", type=int, default=2, help="how often it is woken at most")
     parser.add_argument("command", nargs="+")
     words = parser.parse_args()
@@ -56,7 +58,7 @@ def main() -> int:
             user.own(tmp)
             user.home.mkdir()
             user.own(user.home)
-            return 0 if compare(user, words.command, words.wakes) else 1
+            return 0 if compare(user, words.command, words.wakes, native=words.native) else 1
         finally:
             shutil.rmtree(tmp)
 

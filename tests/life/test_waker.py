@@ -16,8 +16,11 @@ TORPOR = str(BIN / "torpor")
 
 # Tells twice what a process inherits: at once, and when it is woken.
 JOB = """
-import ctypes, os, time
+import ctypes, os, resource, signal, time
 libc = ctypes.CDLL(None)
+for name in ("NPROC", "SIGPENDING", "MSGQUEUE", "MEMLOCK"):  # may have more than who wakes it usually has
+    number = getattr(resource, f"RLIMIT_{name}")
+    resource.setrlimit(number, resource.getrlimit(number)[1:] * 2)
 def number(call, *args):
     return call(*map(ctypes.c_long, (*args, 0, 0, 0, 0)[:6]))
 def inherited():
@@ -30,7 +33,24 @@ def inherited():
     yield policy.value, slice[3], os.sched_getscheduler(0), open("/proc/self/personality").read(), os.getcwd()
     yield open("/proc/self/coredump_filter").read(), open("/proc/self/oom_score_adj").read()
     yield [line for line in open("/proc/self/status") if line.startswith(("SigB", "SigI", "SigC", "Umask"))]
-    yield open("/proc/self/limits").read(), sorted(os.environ)
+    yield open("/proc/self/limits").read(), sorted(os.environ), open("/proc/sys/kernel/pid_max").read()
+    yield "children, queued signals:", *uses()
+def uses():
+    children = []
+    for _ in range(3):
+        children.append(os.fork())
+        if not children[-1]:
+            signal.pause()
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    yield len(children)
+    queued = {signal.SIGRTMIN + 2}
+    signal.pthread_sigmask(signal.SIG_BLOCK, queued)
+    yield sum(number(libc.sigqueue, os.getpid(), signal.SIGRTMIN + 2, 0) == 0 for _ in range(20))
+    while signal.sigtimedwait(queued, 0):
+        pass
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, queued)
 def tell(name):
     with open(f"{name}.new", "w") as file:
         print(*inherited(), sep="\\n", file=file)
@@ -53,7 +73,8 @@ libc.syscall(314, 0, slice, 0)
 libc.personality(ctypes.c_ulong(0x0040000))
 os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 os.umask(0o77)
-for name, value in (("STACK", 1 << 20), ("NOFILE", 99), ("CPU", 1000)):
+few = {"NPROC": 1, "SIGPENDING": 8, "MSGQUEUE": 0, "MEMLOCK": 0}
+for name, value in {"STACK": 1 << 20, "NOFILE": 99, "CPU": 1000, **few}.items():
     number = getattr(resource, f"RLIMIT_{name}")
     resource.setrlimit(number, (value, resource.getrlimit(number)[1]))
 open("/proc/self/coredump_filter", "w").write("0")
@@ -112,3 +133,10 @@ def test_who_may_have_no_code_of_its_own_wakes_nothing(as_user: User) -> None:
     done = as_user.run([BIN / "python", "-c", DENIES, TORPOR, "restore", "latest"])
     assert done.returncode == 10
     assert "this process: it may not have memory that is writable and executable (prctl PR_SET_MDWE)" in done.stderr
+
+
+def test_a_limit_that_is_enough_for_the_command_alone(as_user: User) -> None:
+    """Of Torpor's own processes it must not be; the command has it."""
+    command = [TORPOR, "run", "--", "sh", "-c", "exec grep processes /proc/self/limits"]
+    told = as_user.run(["prlimit", "--nproc=1:99", *command], check=True).stdout
+    assert told.split()[2:4] == ["1", "99"]

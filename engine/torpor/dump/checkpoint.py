@@ -81,7 +81,7 @@ def _counted(save: F) -> F:
 
 
 @_counted
-@inherited.raised_descriptor_limit()
+@inherited.raised_limits()
 def checkpoint(
     pid: int,
     *,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import resource
 import select
 import signal
 import struct
@@ -28,7 +27,8 @@ from torpor.remote.pid_allocation import Walk
 from torpor.remote.sys import pidfd_open
 from torpor.restorer import id_maps
 from torpor.restorer.id_maps import Kind, Mapped
-from torpor.util.inherited import Signals, descriptor_limit
+from torpor.util.inherited import Signals, soft_limits
+from torpor.util.workers import RAISE_LIMIT
 
 NO_SIGNALS: Final = Signals(frozenset(), frozenset())
 INIT: Final = Path(__file__).parents[1] / "torpor-init"
@@ -45,6 +45,8 @@ TRACE_OPTIONS: Final = (
 
 _REPORT = struct.Struct("<ii")  # struct tp_report
 _GO = struct.Struct("<ii")  # struct tp_go
+_PID_MAX_LIMIT = 4 << 20  # include/linux/threads.h
+_UNSIGNED = (1 << 64) - 1  # RLIM_INFINITY is -1 in Python
 
 
 class Namespaces(IntFlag):
@@ -70,6 +72,8 @@ class Setting:
     """Whether init calls setsid()."""
     hold_filters_off: bool = False
     """Whether to suspend the seccomp filters that are installed during the build until the tree runs."""
+    pid_max: int = _PID_MAX_LIMIT
+    """No process in a new PID namespace gets this PID or a higher one."""
     joined: frozenset[int] = frozenset()
     """The ids of the tree's former session and process groups that other processes still have. The tree joins those of
     init instead."""
@@ -193,6 +197,9 @@ def prepare(
         argv = _strings(init_arguments(child, own_status_fd, program, hold_signals=hold_signals))
         envp = _strings([os.fsencode(f"{key}={value}") for key, value in (environment or {}).items()])
         path = ffi.new("char[]", os.fsencode(INIT))
+        # A woken process sets its own limits later; until then it needs the higher ones.
+        own_limits = {} if trace else soft_limits()
+        limits = ffi.new("struct tp_limit[]", [(number, soft & _UNSIGNED) for number, soft in own_limits.items()])
         spawn = ffi.new(
             "struct tp_spawn *",
             {
@@ -202,10 +209,11 @@ def prepare(
                 "monotonic_ns": setting.monotonic_ns,
                 "boottime_ns": setting.boottime_ns,
                 "last_pid": int(Path("/proc/loadavg").read_text().split()[-1]),
+                "pid_max": setting.pid_max,
                 "ignored": _mask(signals.ignored),
                 "blocked": _mask(signals.blocked),
-                # A woken process sets its own limit later; until then it needs room for all inherited descriptors.
-                "descriptors": resource.getrlimit(resource.RLIMIT_NOFILE)[0] if trace else descriptor_limit(),
+                "limits": limits,
+                "limit_count": len(limits),
                 "new_session": setting.new_session,
                 # Those of the new user namespace, or CAP_CHECKPOINT_RESTORE; the tree drops them all in the end.
                 "keep_capabilities": trace and not procfs.is_root(),
@@ -311,7 +319,7 @@ def _run_helper(spawn: Any, asked: Mapping[Kind, list[range]], gate: int, report
     spawn.others_map = bool(asked)
     helper = lib.tp_spawn(spawn)
     if helper < 0:
-        raise OSError(-helper, os.strerror(-helper))
+        raise _failure(lib.TP_STAGE_FORK, -helper)
     ids: Mapped | None = id_maps.own()
     try:
         if asked:
@@ -373,23 +381,25 @@ def _read_reports(reports: int) -> dict[int, int]:
 
 
 _DOING = {
-    lib.TP_STAGE_UNSHARE: "making namespaces",
-    lib.TP_STAGE_ID_MAPS: "mapping your user id into a user namespace",
-    lib.TP_STAGE_CLOCKS: "setting the clocks of a time namespace",
-    lib.TP_STAGE_FORK: "starting pid 1",
-    lib.TP_STAGE_SLAVE_MOUNTS: "separating the mounts from the host's",
-    lib.TP_STAGE_MOUNT_PROC: "mounting a /proc",
-    lib.TP_STAGE_SUBREAPER: "becoming a child subreaper",
-    lib.TP_STAGE_SESSION: "starting a session",
-    lib.TP_STAGE_CAPABILITIES: "keeping capabilities",
-    lib.TP_STAGE_LIMIT: "setting the limit of open files",
-    lib.TP_STAGE_DESCRIPTORS: "passing descriptors to init",
-    lib.TP_STAGE_EXECVE: f"executing {INIT}",
+    lib.TP_STAGE_UNSHARE: "a capsule cannot be made: making namespaces",
+    lib.TP_STAGE_ID_MAPS: "a capsule cannot be made: mapping your user id into a user namespace",
+    lib.TP_STAGE_CLOCKS: "a capsule cannot be made: setting the clocks of a time namespace",
+    lib.TP_STAGE_SLAVE_MOUNTS: "a capsule cannot be made: separating the mounts from the host's",
+    lib.TP_STAGE_MOUNT_PROC: "a capsule cannot be made: mounting a /proc",
+    lib.TP_STAGE_FORK: "torpor-init cannot be started: creating its process",
+    lib.TP_STAGE_SUBREAPER: "torpor-init cannot be started: becoming a child subreaper",
+    lib.TP_STAGE_SESSION: "torpor-init cannot be started: starting a session",
+    lib.TP_STAGE_CAPABILITIES: "torpor-init cannot be started: keeping capabilities",
+    lib.TP_STAGE_LIMITS: "torpor-init cannot be started: setting its limits",
+    lib.TP_STAGE_DESCRIPTORS: "torpor-init cannot be started: passing descriptors to it",
+    lib.TP_STAGE_EXECVE: f"torpor-init cannot be started: executing {INIT}",
 }
 
 
 def _failure(stage: int, error: int) -> TorporError:
-    words = f"a capsule cannot be made: {_DOING[stage]}: {os.strerror(error)}"
+    words = f"{_DOING[stage]}: {os.strerror(error)}"
+    if error == errno.EAGAIN:
+        return RestoreFailed(words, advice=RAISE_LIMIT)
     if error in (errno.EPERM, errno.EACCES, errno.ENOSPC, errno.EUSERS):
         return NotPermitted(words, advice="`torpor doctor` says what this host forbids, and who can allow it")
     return RestoreFailed(words, advice="`torpor doctor` says what this host can do")

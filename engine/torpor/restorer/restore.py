@@ -63,7 +63,7 @@ the foreign ones late; these could be pipe ends of another thread's tree. So onl
 
 
 @metrics.counts_restores
-@inherited.raised_descriptor_limit()
+@inherited.raised_limits()
 def restore(
     snapshot: str | SnapshotInfo,
     *,

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from torpor import procfs
-from torpor.errors import NotFound, Refused, TorporError
+from torpor.errors import NotFound, Refused, RestoreFailed, TorporError, failing
 from torpor.restorer import capsule
 from torpor.restorer.capsule import Namespaces, Setting
 from torpor.restorer.job import Job
@@ -52,13 +52,15 @@ def start(
         NotFound: there is no such program.
         RestoreFailed: the program could not be started.
     """
-    init = capsule.launch(
-        Setting(Namespaces(0)),
-        [_found(command[0], None), *command],
-        inherited.environment() if environment is None else environment,
-        inherited.signals() if signals is None else signals,
-        hold_signals=foreground,
-    )
+    path = _found(command[0], None)
+    with inherited.raised_limits(), failing(RestoreFailed, "the command could not be started"):
+        init = capsule.launch(
+            Setting(Namespaces(0)),
+            [path, *command],
+            inherited.environment() if environment is None else environment,
+            inherited.signals() if signals is None else signals,
+            hold_signals=foreground,
+        )
     return Job(init, *_command_pids(init.pid))
 
 

@@ -99,6 +99,7 @@ def setting(
         boottime_ns=image.host.boottime_ns - time.clock_gettime_ns(time.CLOCK_BOOTTIME),
         new_session=session,
         hold_filters_off=seccomp.has_own(image),
+        pid_max=max(pid_allocation.here().end, max(_numbers(image)) + 1),
         joined=joined,
         walk=walk,
     )
@@ -204,7 +205,8 @@ def warnings(where: Setting, ids: Mapped | None) -> Iterator[str]:
         why = f" ({ids.why})" if ids.why else ""
         yield f"it is in a capsule, where it cannot give files to your groups {names}: cp -a and sed -i lose them{why}"
     if ids and (count := keyrings.keys_of_user()):
-        yield f"it is in a capsule, where your keyring (@u) is an empty one: it does not find the {count} keys in yours"
+        keys = "key" if count == 1 else f"{count} keys"
+        yield f"it is in a capsule, where your keyring (@u) is an empty one: it does not find the {keys} in yours"
     foreign = where.joined - {os.getsid(0), os.getpgrp()}
     if foreign:
         shown = ", ".join(map(str, sorted(foreign)))

@@ -1,7 +1,7 @@
 """The inherited attributes of a program that this process starts: ignored signals, limits, environment.
 
-A program starts as if this process's caller had executed it: with the ignored signals, the descriptor limit and the
-environment that this process was given, without the changes that Python and Torpor have made since.
+A program starts as if this process's caller had executed it: with the ignored signals, the limits and the environment
+that this process was given, without the changes that Python and Torpor have made since.
 
 Documented in: execve(2), signal(7), nohup(1), PEP 538.
 """
@@ -24,9 +24,16 @@ _KEEP_DISPOSITIONS = frozenset({"sh", "bash", "busybox", "dash", "ksh", "mksh", 
 _COERCED = ("C.UTF-8", "C.utf8", "UTF-8")
 _C_LOCALE = (None, "", "C", "POSIX")
 
+_RAISED = (
+    resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC, resource.RLIMIT_SIGPENDING, resource.RLIMIT_MSGQUEUE,
+    resource.RLIMIT_MEMLOCK,
+)  # fmt: skip
+"""All descriptors of a tree are open here at once. The others count for a user: a user namespace takes the soft limits
+of its creator, which then bind all that live in it, whatever limits they set (create_user_ns())."""
+
 _raising = threading.Lock()
-_raised: list[int] = []
-"""First the soft RLIMIT_NOFILE before it was raised, then one entry for each active `raised_descriptor_limit`."""
+_raised: list[dict[int, int]] = []
+"""The soft limits before they were raised, once for each active `raised_limits`."""
 
 
 class Signals(NamedTuple):
@@ -74,7 +81,11 @@ def _name(pid: int) -> str:
 
 
 def environment() -> dict[str, str]:
-    """Return `os.environ` without the LC_CTYPE that Python sets itself if the locale is C (PEP 538)."""
+    """Return `os.environ` without the LC_CTYPE that Python sets itself if the locale is C (PEP 538).
+
+    And without LISTEN_PIDFDID if this process is meant, which a program does not miss: sd_listen_fds(3) then goes by
+    LISTEN_PID alone, which torpor-init corrects.
+    """
     given = dict(os.environ)
     if given.get("LC_CTYPE") in _COERCED:
         words = Path("/proc/self/environ").read_bytes().split(b"\0")
@@ -82,28 +93,37 @@ def environment() -> dict[str, str]:
         if before in _C_LOCALE:
             del given["LC_CTYPE"]
             given |= {} if before is None else {"LC_CTYPE": before}
+    if given.get("LISTEN_PID") == str(os.getpid()):
+        given.pop("LISTEN_PIDFDID", None)
     return given
 
 
 @contextmanager
-def raised_descriptor_limit() -> Iterator[None]:
-    """Raise the soft RLIMIT_NOFILE to the hard limit in a block: all descriptors of a tree are open here at once."""
-    with _raising:  # the limit is read here: before, another thread might have raised it, and lower it meanwhile
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if not _raised:
-            _raised.append(soft)
-        _raised.append(soft)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+def raised_limits() -> Iterator[None]:
+    """Raise some soft limits to the hard ones in a block, for what a tree needs while it is saved or built."""
+    with _raising:  # the limits are read here: before, another thread might have raised them, and lower them meanwhile
+        before = _raised[0] if _raised else _soft_limits()
+        _raised.append(before)
+        _set_soft({number: resource.getrlimit(number)[1] for number in _RAISED})
     try:
         yield
     finally:
         with _raising:
             _raised.pop()
-            if len(_raised) == 1:  # the last of the blocks that threads have entered
-                resource.setrlimit(resource.RLIMIT_NOFILE, (_raised.pop(), hard))
+            if not _raised:  # this was the last of the blocks that threads have entered
+                _set_soft(before)
 
 
-def descriptor_limit() -> int:
-    """Return the soft RLIMIT_NOFILE that a program started from here must inherit."""
+def soft_limits() -> dict[int, int]:
+    """Return the soft limits that a program started from here must inherit, as far as `raised_limits` raises them."""
     with _raising:
-        return _raised[0] if _raised else resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return dict(_raised[0]) if _raised else _soft_limits()
+
+
+def _soft_limits() -> dict[int, int]:
+    return {number: resource.getrlimit(number)[0] for number in _RAISED}
+
+
+def _set_soft(limits: dict[int, int]) -> None:
+    for number, soft in limits.items():
+        resource.setrlimit(number, (soft, resource.getrlimit(number)[1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from typing import Any
 
 import click
@@ -9,6 +10,7 @@ import pytest
 
 import torpor
 from tests.unit.cli.conftest import Torpor
+from tests.users import BIN
 from torpor.cli import run as command
 from torpor.objects.process import jobs
 from torpor.store import SnapshotInfo
@@ -67,3 +69,20 @@ def test_its_snapshots_get_its_name(run: Torpor, monkeypatch: pytest.MonkeyPatch
     assert run("run", "--every", "1m", "--name", "tides", "true") == (0, "", "")
     assert run("run", "true") == (0, "", "")
     assert seen == [{"name": "tides"}, {}]
+
+
+def test_a_command_that_cannot_be_started_here_is_no_fault_of_torpors() -> None:
+    words = ["prlimit", "--nofile=8", f"{BIN}/torpor", "run", "--", "true"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, "raise the limit (ulimit -n)" in done.stderr) == (21, True), done.stderr
+
+
+def test_a_job_has_the_place_of_its_launcher() -> None:
+    """It is scheduled as the launcher was, and a variable that named the launcher names it."""
+    told = 'test "$LISTEN_PID $WATCHDOG_PID $OTHER_PID" = "$$ $$ $SH"; echo $? $LISTEN_FDS; chrt -p $$; env'
+    named = "LISTEN_PID=$$ WATCHDOG_PID=$$ OTHER_PID=$$ SH=$$ LISTEN_FDS=1 LISTEN_PIDFDID=7"
+    words = f'export {named}; exec chrt -R -b 0 "$@"'
+    job = [f"{BIN}/torpor", "run", "--", "sh", "-c", told]
+    done = subprocess.run(["sh", "-c", words, "sh", *job], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("0 1\n") and "SCHED_BATCH|SCHED_RESET_ON_FORK" in done.stdout
+    assert "LISTEN_PIDFDID" not in done.stdout

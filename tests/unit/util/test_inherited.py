@@ -39,20 +39,28 @@ def test_the_environment_is_what_the_caller_gave(given: dict[str, str]) -> None:
     assert _told("inherited.environment()", env=env) == str(env)
 
 
-def test_the_limit_of_descriptors_is_not_the_raised_one() -> None:
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    lower = (min(before[0], 256), before[1])
-    resource.setrlimit(resource.RLIMIT_NOFILE, lower)
+def test_a_program_gets_the_limits_that_were_not_raised() -> None:
+    before = {number: resource.getrlimit(number) for number in inherited._RAISED}
+    hard = {number: (limit[1], limit[1]) for number, limit in before.items()}
+    lower = {number: (256 if limit[0] < 0 else min(limit[0], 256), limit[1]) for number, limit in before.items()}
+
+    def now() -> dict[int, tuple[int, int]]:
+        return {number: resource.getrlimit(number) for number in inherited._RAISED}
+
+    def given() -> dict[int, tuple[int, int]]:
+        return {number: (soft, before[number][1]) for number, soft in inherited.soft_limits().items()}
+
+    for number, limit in lower.items():
+        resource.setrlimit(number, limit)
     try:
-        with inherited.raised_descriptor_limit():
-            with inherited.raised_descriptor_limit():
-                assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
-                assert inherited.descriptor_limit() == lower[0]
-            assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
-        assert resource.getrlimit(resource.RLIMIT_NOFILE) == lower
-        assert inherited.descriptor_limit() == lower[0]
+        with inherited.raised_limits():
+            with inherited.raised_limits():
+                assert (now(), given()) == (hard, lower)
+            assert now() == hard
+        assert now() == given() == lower
     finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for number, limit in before.items():
+            resource.setrlimit(number, limit)
 
 
 def test_the_limit_is_read_and_changed_as_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,6 +73,6 @@ def test_the_limit_is_read_and_changed_as_one_step(monkeypatch: pytest.MonkeyPat
         return getrlimit(which)
 
     monkeypatch.setattr(resource, "getrlimit", read)
-    with inherited.raised_descriptor_limit():
+    with inherited.raised_limits():
         pass
-    assert locked == [True]
+    assert set(locked) == {True}

@@ -71,9 +71,10 @@ class Limits(ProcessPart[None, tuple[int, ...]]):
     def warnings(self, process: pb.Process, host: tuple[int, ...]) -> Iterator[str]:
         """Limits that are lower than they were."""
         for limit in process.limits:
-            if limit.soft > host[limit.resource]:
-                what = LIMIT_NAMES[limit.resource].decode().removeprefix("Max ")
-                yield f"its limit of {what} is lower than it was: yours is {host[limit.resource]}"
+            what, hard = LIMIT_NAMES[limit.resource].decode().removeprefix("Max "), host[limit.resource]
+            if limit.hard > hard:
+                which = "limit" if limit.soft > hard else "hard limit"
+                yield f"its {which} of {what} is lower than it was: yours is {hard}"
 
 
 def _limit(word: bytes) -> int:

@@ -136,6 +136,7 @@ def allowed() -> Allowed:
     root = procfs.is_root()
     own = own_attributes()
     limit = resource.getrlimit(resource.RLIMIT_NICE)[0]
+    scheduler, nice = _after_fork(os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0))
     policy = bytearray(4)
     try_syscall(NR.get_mempolicy, policy, 0, 0, 0, 0)
     return Allowed(
@@ -147,9 +148,9 @@ def allowed() -> Allowed:
         may_leave_idle=_LOWEST_NICE if root or limit == resource.RLIM_INFINITY else 20 - limit,
         clamps=own.most > 0,
         processors=frozenset(os.sched_getaffinity(0)),
-        nice=os.getpriority(os.PRIO_PROCESS, 0),
+        nice=nice,
         may_lower_nice=root,
-        scheduler=os.sched_getscheduler(0),
+        scheduler=scheduler,
         slice_chosen=own.runtime != usual_slice(),
         clamped=_is_clamped(own),
         io_priority=max(try_syscall(NR.ioprio_get, _IOPRIO_WHO_PROCESS, 0), 0),
@@ -315,6 +316,14 @@ def _last(thread: pb.Thread, host: Allowed) -> Iterator[Call]:
         yield Call(NR.prctl, (PR_SET_TSC, _PR_TSC_SIGSEGV), 0, "making the time stamp counter fault")
     if thread.cpuid_faults:
         yield Call(NR.arch_prctl, (ARCH_SET_CPUID, 0), 0, "making CPUID fault")
+
+
+def _after_fork(scheduler: int, nice: int) -> tuple[int, int]:
+    """The policy and nice value of a new thread of ours (sched_fork() in kernel/sched/core.c)."""
+    policy = _policy(scheduler)
+    if policy == scheduler:
+        return scheduler, nice
+    return (policy, max(nice, 0)) if policy in FAIR or policy == os.SCHED_IDLE else (os.SCHED_OTHER, 0)
 
 
 def _policy(scheduler: int) -> int:

@@ -33,6 +33,7 @@ def test_limits_come_back() -> None:
 def test_what_is_above_the_restorers_limit_is_that_and_is_told() -> None:
     process = pb.Process()
     process.limits.add(resource=RLIMIT_NOFILE, soft=UNLIMITED, hard=UNLIMITED)
+    process.limits.add(resource=RLIMIT_STACK, soft=1 << 20, hard=1 << 21)
     process.limits.add(resource=RLIMIT_CORE, soft=7, hard=UNLIMITED)
 
     def few() -> None:
@@ -42,8 +43,11 @@ def test_what_is_above_the_restorers_limit_is_that_and_is_told() -> None:
     assert found[RLIMIT_NOFILE] == (FILES[1],) * 2
     hard = [UNLIMITED] * len(LIMIT_NAMES)
     hard[RLIMIT_NOFILE] = FILES[1]
-    (told,) = LIMITS.warnings(process, tuple(hard))
-    assert told == f"its limit of open files is lower than it was: yours is {FILES[1]}"
+    hard[RLIMIT_STACK] = 1 << 20
+    assert list(LIMITS.warnings(process, tuple(hard))) == [
+        f"its limit of open files is lower than it was: yours is {FILES[1]}",
+        f"its hard limit of stack size is lower than it was: yours is {1 << 20}",
+    ]
 
 
 def test_limits_on_memory_are_wide_while_a_process_is_built() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import replace
 
 from torpor.arch.x86_64 import NR
@@ -66,3 +67,27 @@ def test_a_thread_that_may_not_leave_the_idle_class_is_told() -> None:
     assert not list(ThreadAttributes().warnings(thread(nice=1), free))
     steps = ThreadAttributes().calls(thread(), pb.Process(), pb.Tree(), free)
     assert [step.call.args[1] for step in steps if step.call.nr == NR.sched_setscheduler] == [os.SCHED_OTHER]
+
+
+def test_what_a_restorer_with_reset_on_fork_passes_on() -> None:
+    for policy, nice in (os.SCHED_BATCH, -3), (os.SCHED_FIFO, 0), (os.SCHED_IDLE, 3):
+        reader, writer = os.pipe()
+        if not os.fork():
+            with suppress(PermissionError):  # as an ordinary user
+                os.nice(nice)
+                real_time = os.sched_param(policy == os.SCHED_FIFO)
+                os.sched_setscheduler(0, policy | os.SCHED_RESET_ON_FORK, real_time)
+            own = allowed()
+            if not os.fork():
+                given = os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0)
+                os.write(writer, str(given).encode())
+                os._exit(0)
+            os.wait()
+            os.write(writer, str((own.scheduler, own.nice)).encode())
+            os._exit(0)
+        os.wait()
+        told = os.read(reader, 100)
+        os.close(reader)
+        os.close(writer)
+        half = len(told) // 2
+        assert told and told[:half] == told[half:]
