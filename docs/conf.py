@@ -21,7 +21,7 @@ extensions = [
 html_theme = "furo"
 html_title = "Torpor"
 root_doc = "index"
-exclude_patterns = ["apparmor"]
+exclude_patterns = ["apparmor", "capability"]
 myst_heading_anchors = 4
 suppress_warnings = [
     "myst.xref_missing",  # links to sources; tests/unit/house/test_pages.py looks at every link

@@ -151,7 +151,11 @@ def script(made: Submitted, command: str, *options: str) -> Path:
     """A batch script that ends in `torpor run`."""
     path = made.folder / "job.sh"
     run = shlex.join([str(BIN / "torpor"), "run", "--store", str(made.store), *options])
-    path.write_text(f"#!/bin/sh\nexport OPENBLAS_NUM_THREADS=1\nexec {run} -- {command}\n")
+    namespaces = "readlink /proc/self/ns/user /proc/self/ns/pid /proc/self/ns/mnt"
+    path.write_text(
+        f"#!/bin/sh\nexport OPENBLAS_NUM_THREADS=1\n{namespaces} >{made.folder}/namespaces-of-script\n"
+        f"exec {run} -- {command}\n"
+    )
     path.chmod(0o755)
     return path
 

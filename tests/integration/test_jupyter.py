@@ -11,10 +11,15 @@ from tests.jupyter import Answer, Notebook, Server, running, wait_until
 from tests.users import User
 
 
+def namespaces(pid: int) -> list[str]:
+    return [os.readlink(f"/proc/{pid}/ns/{name}") for name in ("user", "pid", "mnt")]
+
+
 def test_a_parked_kernel_goes_on_where_it_was(server: Server) -> None:
     session, kernel = server.new_session("work.ipynb")
     with Notebook(server, kernel) as notebook:
         pid = int(notebook.run("import os; x = [1, 2]; print(os.getpid())"))
+        assert namespaces(pid) == namespaces(server.pid)  # until it is woken
         ports = server.kernel(kernel)
         parked = server.torpor(kernel, "/park")
         assert (parked["state"], parked["pid"]) == ("parked", None)

@@ -78,7 +78,9 @@ def test_a_kernel_without_a_server(ordinary_account: User, output: int) -> None:
     process = user.popen([*launcher, "--HistoryManager.enabled=False"], env=environment, **ends)
     try:
         with connected(connection) as client:
-            assert "Saved as" in printed(client, "%load_ext torpor\nx = 5\n%checkpoint alone\nprint('x is', x)")
+            module = "open('json.py', 'w').write('raise SystemExit(1)')"  # one in the notebook's directory
+            cell = f"%load_ext torpor\nx = {module}\nx = 5\n%checkpoint alone\nprint('x is', x)"
+            assert "Saved as" in printed(client, cell)
             assert "alone" in printed(client, "%checkpoints")
             reply = client.execute("%rewind alone", reply=True, timeout=60)["content"]
             assert reply["ename"] == "UsageError"

@@ -47,6 +47,7 @@ def test_plain_jobs_run(slurm: Cluster, ordinary_account: User) -> None:
 def test_an_undisturbed_job_is_as_without_torpor(work: Submitted) -> None:
     start(work, script(work, application(work, 10)))
     unharmed(work, 10)
+    assert (work.folder / "namespaces").read_text() == (work.folder / "namespaces-of-script").read_text()
 
 
 def test_a_preempted_job_goes_on_where_it_was(slurm: Cluster, work: Submitted) -> None:

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torpor
 from torpor.errors import CheckpointFailed, TorporError
 from torpor.processes import start_time
 
@@ -42,7 +43,7 @@ def checkpoint(name: str) -> str:
         # The first process ends at once, so the helper is not a child of this one.
         arguments = [str(os.getpid()), folder, name, json.dumps(_original_stdio())]
         starter = subprocess.run(
-            [sys.executable, "-m", "torpor_jupyter.client.helper", *arguments],
+            [sys.executable, *torpor.isolation(), "-m", "torpor_jupyter.client.helper", *arguments],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False,
         )  # fmt: skip
         if starter.returncode:

@@ -20,7 +20,7 @@ def test_a_helper_that_is_killed_has_saved_nothing(monkeypatch: pytest.MonkeyPat
     ended.wait()
 
     def start(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-        Path(command[4], "pid").write_text(str(ended.pid))
+        Path(command[-3], "pid").write_text(str(ended.pid))
         return subprocess.CompletedProcess(command, 0, stderr="")
 
     monkeypatch.setattr(subprocess, "run", start)
