@@ -133,12 +133,21 @@ vm: venv
 mutants: venv
 	@MODULES='$(MODULES)' TESTS='$(TESTS)' .ci/mutants
 
-soak: venv build/programs/.stamp
+soak: venv build/programs/.stamp build/jupyter_server/.stamp
 	@.ci/needs soak
 	$(BIN)/pytest -m soak --timeout 3600
 endif
 
 # Libraries of real programs that `make soak` freezes; apart, so that what the tests themselves use stays small.
+# The tests of the jupyter_server that is installed, and what they need besides.
+build/jupyter_server/.stamp: | venv
+	@mkdir -p $(@D)
+	@umask 022; version=$$($(BIN)/python -c 'import jupyter_server; print(jupyter_server.__version__)'); \
+		$(BIN)/python -m pip download -q --no-deps --no-binary jupyter_server -d $(@D) "jupyter_server==$$version"
+	@tar -xf $(@D)/*.tar.gz -C $(@D) --strip-components 1
+	@umask 022; $(BIN)/python -m pip install -q --no-deps --target $(@D)/needs pytest-jupyter pytest-console-scripts flaky
+	@touch $@
+
 build/programs/.stamp: .ci/soak-requirements.txt
 	@umask 022; '$(PYTHON)' -m venv build/programs
 	@umask 022; build/programs/bin/python -m pip install -q -r $<

@@ -181,6 +181,8 @@ class Notes:
             self._watch.end(lives=True)
             deadline = time.monotonic() + RECORDER_SECONDS
             while not all(is_recorded(folder, id) for id in followed) and time.monotonic() < deadline:
+                if self._watch.is_over():  # a signal to all processes of the server has ended it, too
+                    break
                 await asyncio.sleep(0.02)
 
     def close(self) -> None:

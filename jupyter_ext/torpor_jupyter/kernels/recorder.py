@@ -59,6 +59,10 @@ class Watch:
         if not lives:
             self._shell.wait()
 
+    def is_over(self) -> bool:
+        """Whether there is none any more."""
+        return self._shell.poll() is not None
+
     def wait(self) -> int:
         """Wait for its end; return its exit code."""
         return self._shell.wait()

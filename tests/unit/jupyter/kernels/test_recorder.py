@@ -109,5 +109,5 @@ def test_where_nothing_lives_on_there_is_none(kernel: Kernel) -> None:
     assert watch.wait() == 0 and not is_recorded(kernel.folder, KERNEL)
     other = Watch(kernel.folder, replace(kernel.server, started=2))
     other.end(lives=True)
-    assert other.wait() == 0
+    assert other.wait() == 0 and other.is_over()
     assert read_note(kernel.folder, KERNEL)["recorded"] == ""
