@@ -43,7 +43,14 @@ class Notes:
         """By kernel: the content of the last note."""
         self._catching_up: set[asyncio.Task[None]] = set()
         self._watch: Watch | None = None
-        """Starts the recorder when this process has ended; made once a cell has run."""
+        """Starts the recorder when this process has ended."""
+
+    def watch(self) -> None:
+        """Let a recorder follow the kernels when this process has ended. An error is only logged."""
+        try:
+            self._watch = Watch(self._registry.records.folder, self._registry.server)
+        except OSError as error:
+            self._registry.log.warning("What kernels say after a crash of this server will be lost: %s", error)
 
     async def write(self) -> None:
         """Write what has changed since the last time. Release kernels that another server has woken."""
@@ -67,8 +74,6 @@ class Notes:
         if self._noted.get(kernel_id, (kernel.id, 0, 0, "")) == now:
             return None
         self._noted[kernel_id] = now
-        if state.transcript.running and not self._watch:
-            self._watch = Watch(self._registry.records.folder, self._registry.server)
         known = {"execution_count": gate.execution_count, "cell": gate.cell, "cells": state.transcript.known()}
         info = kernel_info_of(self._registry.kernel_manager(kernel_id))
         return kernel_id, known | {"process": asdict(kernel.id), "kernel_info": info, "recorded": ""}

@@ -77,6 +77,7 @@ class Service:
 
     async def adopt(self) -> None:
         """Find the kernels that earlier servers have left, and go on with what their cells say."""
+        self.notes.watch()
         await self.registry.adopt_all()
         for kernel_id in self.registry.manager.list_kernel_ids():
             if self.registry.is_managed(kernel_id) and not self.registry.state(kernel_id).parked:
