@@ -393,10 +393,13 @@ def set_options(
     """
     family = family_of(sock.fileno())
     target = defaults(family, tuple(wanted)) | {(option.level, option.name): option.value for option in found}
-    now = options(sock.fileno(), wanted)
-    for key, value in target.items():
-        if now.get(key) != value and key not in fixed:
-            set_option(sock, key, value)
+    for _ in range(2):  # one may change another: IP_TOS sets SO_PRIORITY (net/ipv4/ip_sockglue.c, __ip_sock_set_tos)
+        now = options(sock.fileno(), wanted)
+        changed = [key for key, value in target.items() if now.get(key) != value and key not in fixed]
+        for key in changed:
+            set_option(sock, key, target[key])
+        if not changed:
+            break
 
 
 def set_option(sock: socket.socket, key: Key, value: bytes) -> None:

@@ -1,8 +1,13 @@
 """Restoring TCP sockets: listeners on their ports, connections within the tree, and ends of connections to the outside.
 
-A connection within the tree is made as it was: one end listens, the other connects from its old port. If the tree
-itself listens on that address its listener accepts the connection, else a temporary one. Other clients that connect
-meanwhile are recognized by their address and reset. A socket that is connected to itself connects to itself again.
+A connection within the tree is made as it was: one end listens, the other connects from its old port. A temporary
+listener accepts it, before the tree's own sockets have their addresses: of several listeners at a port the kernel would
+choose one itself, and options that were set since (TCP_DEFER_ACCEPT, IP_MINTTL) may keep a connection away from the
+listener that had accepted it. Other clients that connect meanwhile are recognized by their address and reset. A socket
+that is connected to itself connects to itself again.
+
+Until all sockets are made SO_REUSEADDR is on for each of them: they had their ports one after the other, while others
+were not bound yet or did not listen any more.
 
 An end of a connection to the outside is connected to a socket of ours, which sends what had been received, and then
 resets or closes the connection.
@@ -14,8 +19,9 @@ import errno
 import os
 import socket
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -43,6 +49,11 @@ BEFORE_MPTCP_CONNECTS: frozenset[Key] = frozenset(
     }
 )
 """Options that are fixed once MPTCP is connected (net/mptcp/sockopt.c): they do not matter any more."""
+AT_LAST: frozenset[Key] = tcp_ports.REUSES | {
+    (socket.IPPROTO_IP, 21),  # IP_MINTTL
+    (socket.IPPROTO_IPV6, 73),  # IPV6_MINHOPCOUNT
+}
+"""Options of listeners that would keep their own unaccepted connections away."""
 MANY = 4096
 """A backlog above the tree's unaccepted connections, and above those that come from outside at a restore."""
 
@@ -107,8 +118,6 @@ class _Making:
     opening: Opening
     own: list[tuple[TcpSocket, socket.socket]] = field(default_factory=list)
     """The tree's own listeners."""
-    passing: list[tuple[TcpSocket, socket.socket]] = field(default_factory=list)
-    """Temporary listeners."""
     moment: ExitStack = field(default_factory=ExitStack)
     """Sockets that are closed when all are made."""
 
@@ -117,14 +126,11 @@ def open_all(mine: dict[int, Description], opening: Opening) -> None:
     """Make all TCP sockets of an image, and leave nothing else."""
     making = _Making(mine, opening)
     with making.moment:
+        _open_inside(making)
         _open_bound(making)
         for index, description in mine.items():
             with naming(description):
-                if description.tcp.state == TcpSocket.INSIDE and index < description.tcp.peer:
-                    _open_pair(making, index, description.tcp.peer)
-                elif description.tcp.state == TcpSocket.INSIDE and index == description.tcp.peer:
-                    _open_to_itself(making, index, description.tcp)
-                elif description.tcp.kept and _open_by_repair(making, index, description.tcp):
+                if description.tcp.kept and _open_by_repair(making, index, description.tcp):
                     continue
                 elif description.tcp.state in (TcpSocket.OUTSIDE, TcpSocket.ENDED):
                     _open_end(making, index, description.tcp)
@@ -134,6 +140,29 @@ def open_all(mine: dict[int, Description], opening: Opening) -> None:
                     _open_pending(making, index, description.tcp)
         for tcp, sock in making.own:
             sock.listen(tcp.backlog)
+        for index, description in mine.items():
+            if description.tcp.state in (*tcp_ports.BOUND, TcpSocket.INSIDE):
+                with naming(description), opening.socket(index) as sock:
+                    _set_last_options(sock, description.tcp)
+
+
+def _open_inside(making: _Making) -> None:
+    """Make the connections within the tree, those to one address at a time."""
+    pairs: defaultdict[tuple[object, ...], list[tuple[int, int]]] = defaultdict(list)
+    for index, description in making.mine.items():
+        tcp = description.tcp
+        if tcp.state == TcpSocket.INSIDE and index == tcp.peer:
+            with naming(description):
+                _open_to_itself(making, index, tcp)
+        elif tcp.state == TcpSocket.INSIDE and index < tcp.peer:
+            client, server = (tcp.peer, index) if _is_server(making, index, tcp.peer) else (index, tcp.peer)
+            pairs[tcp_ports.place(making.mine[server].tcp)].append((client, server))
+    for mine in pairs.values():
+        first = making.mine[mine[0][1]]
+        with naming(first), _listening(first.tcp) as listener:
+            for client, server in mine:
+                with naming(making.mine[server]):
+                    _open_pair(making, client, server, listener)
 
 
 def _open_bound(making: _Making) -> None:
@@ -153,30 +182,26 @@ def _open_bound(making: _Making) -> None:
                 tcp_ports.bind(sock, tcp, where, share=share)
             else:
                 tcp_ports.set_early(sock, tcp)
+            # Sockets that a listener accepts at once inherit its options; listen() checks the port once more.
+            _set_options(sock, tcp, AT_LAST)
     for index, description in alone.items():
         if description.tcp.state == TcpSocket.LISTEN:
             with naming(description):
-                # Sockets that are accepted at once inherit the options; listen() checks the port once more.
-                _set_options(made[index], description.tcp, tcp_ports.REUSES)
                 made[index].listen(MANY)
                 making.own.append((description.tcp, made[index]))
     for index, description in alone.items():
         with naming(description):
-            _set_options(made[index], description.tcp)
             making.opening.place(index, made[index].dup().detach())
 
 
-def _open_pair(making: _Making, first: int, second: int) -> None:
-    """Connect two ends again."""
-    if _is_server(making, first, second):
-        first, second = second, first
+def _open_pair(making: _Making, first: int, second: int, listener: socket.socket) -> None:
+    """Connect two ends again: the first connects, the second was accepted."""
     client, server = making.mine[first].tcp, making.mine[second].tcp
-    listener = _listener(making, server)
     with _connected(client, server) as near, _accepted(listener, client, server) as far:
         _fill_inside(far, near, client.received)
         _fill_inside(near, far, server.received)
-        _set_options(near, client)
-        _set_options(far, server)
+        _set_options(near, client, tcp_ports.REUSES)
+        _set_options(far, server, tcp_ports.REUSES)
         _shut(near, client)
         _shut(far, server)
         making.opening.place(first, near.detach())
@@ -187,7 +212,7 @@ def _open_to_itself(making: _Making, index: int, tcp: TcpSocket) -> None:
     """Connect a socket to its own address: its two SYNs cross (simultaneous open, RFC 9293)."""
     with _connected(tcp, tcp) as sock:
         _fill_inside(sock, sock, tcp.received)
-        _set_options(sock, tcp)
+        _set_options(sock, tcp, tcp_ports.REUSES)
         _shut(sock, tcp)
         making.opening.place(index, sock.detach())
 
@@ -197,7 +222,8 @@ def _is_server(making: _Making, first: int, second: int) -> bool:
     one, other = making.mine[first].tcp, making.mine[second].tcp
     if one.connected != other.connected:
         return other.connected
-    return tcp_ports.listener_for(one, [tcp for tcp, _ in making.own]) is not None
+    listeners = (other.tcp for other in making.mine.values() if other.tcp.state == TcpSocket.LISTEN)
+    return tcp_ports.listener_for(one, listeners) is not None
 
 
 def _open_pending(making: _Making, index: int, tcp: TcpSocket) -> None:
@@ -208,22 +234,19 @@ def _open_pending(making: _Making, index: int, tcp: TcpSocket) -> None:
         making.opening.place(index, sock.detach())
 
 
-def _listener(making: _Making, server: TcpSocket) -> socket.socket:
-    """The tree's own listener on this end's address, or a temporary one."""
-    there = [*making.own, *making.passing]
-    found = tcp_ports.listener_for(server, [tcp for tcp, _ in there])
-    for tcp, sock in there:
-        if tcp is found:
-            return sock
-    sock = making.moment.enter_context(socket.socket(server.family, socket.SOCK_STREAM, server.protocol))
+@contextmanager
+def _listening(server: TcpSocket) -> Iterator[socket.socket]:
+    """A temporary listener at the address of an end that was accepted."""
     where = addresses.address(server.local)
     share = tcp_ports.has_option(server, tcp_ports.REUSE_PORT)
-    _patiently(
-        lambda: tcp_ports.bind(sock, server, where, share=share), f"{where}, where a connection of the tree ends"
-    )
-    sock.listen()
-    making.passing.append((TcpSocket(local=server.local), sock))
-    return sock
+    with socket.socket(server.family, socket.SOCK_STREAM, server.protocol) as sock:
+
+        def bind() -> None:
+            tcp_ports.bind(sock, server, where, share=share)
+            sock.listen()
+
+        _patiently(bind, f"{where}, where a connection of the tree ends")
+        yield sock
 
 
 def _connected(client: TcpSocket, server: TcpSocket) -> socket.socket:
@@ -234,7 +257,13 @@ def _connected(client: TcpSocket, server: TcpSocket) -> socket.socket:
         try:
             return tcp_ports.connect(client, here, there, PATIENCE)
         except OSError as error:
-            if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, *buffers.NOT_HERE):
+            # ECONNREFUSED: it is connected to itself, and the kernel has chosen another port.
+            if error.errno not in (
+                errno.EADDRINUSE,
+                errno.EADDRNOTAVAIL,
+                errno.ECONNREFUSED,
+                *buffers.NOT_HERE,
+            ):
                 raise
             return _connect_bound(client, here, there)
 
@@ -343,10 +372,20 @@ def _open_end(making: _Making, index: int, tcp: TcpSocket) -> None:
 
 def _set_options(sock: socket.socket, tcp: TcpSocket, but: frozenset[Key] = frozenset()) -> None:
     """Set its options to what they were, except those in `but`."""
-    fixed = tcp_ports.FIXED | but
-    if tcp.protocol == IPPROTO_MPTCP and tcp.state not in (TcpSocket.LISTEN, TcpSocket.CLOSED):
-        fixed |= BEFORE_MPTCP_CONNECTS
-    common.set_options(sock, tcp.options, OPTIONS6 if tcp.family == socket.AF_INET6 else OPTIONS4, fixed)
+    wanted = OPTIONS6 if tcp.family == socket.AF_INET6 else OPTIONS4
+    common.set_options(sock, tcp.options, wanted, _fixed(tcp) | but)
+
+
+def _set_last_options(sock: socket.socket, tcp: TcpSocket) -> None:
+    """Set those in AT_LAST."""
+    found = [option for option in tcp.options if (option.level, option.name) in AT_LAST]
+    common.set_options(sock, found, dict.fromkeys(AT_LAST, 4), _fixed(tcp))
+
+
+def _fixed(tcp: TcpSocket) -> frozenset[Key]:
+    """Options that cannot be changed any more."""
+    connected = tcp.state not in (TcpSocket.LISTEN, TcpSocket.CLOSED)
+    return tcp_ports.FIXED | (BEFORE_MPTCP_CONNECTS if tcp.protocol == IPPROTO_MPTCP and connected else frozenset())
 
 
 def _shut(sock: socket.socket, tcp: TcpSocket) -> None:

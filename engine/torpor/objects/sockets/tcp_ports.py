@@ -34,9 +34,13 @@ DEVICE: Key = (socket.SOL_SOCKET, socket.SO_BINDTODEVICE)
 V6ONLY: Key = (socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
 FIXED: frozenset[Key] = frozenset({V6ONLY})
 """Options that cannot be changed once a socket has an address."""
-EARLY = FIXED | {FREEBIND, TRANSPARENT, DEVICE, (socket.SOL_SOCKET, socket.SO_RCVBUF)}
-"""Options that are set first: they determine which addresses a socket may have. If a receive buffer's size is set
-later, it does not limit the windows that were announced to the peer, and data is dropped.
+FAST_OPEN: Key = (socket.IPPROTO_TCP, 23)
+NO_COOKIE: Key = (socket.IPPROTO_TCP, 34)
+"""TCP_FASTOPEN_NO_COOKIE (include/uapi/linux/tcp.h)."""
+EARLY = FIXED | {FREEBIND, TRANSPARENT, DEVICE, FAST_OPEN, NO_COOKIE, (socket.SOL_SOCKET, socket.SO_RCVBUF)}
+"""Options that are set first: they determine which addresses a socket may have, or are refused once it is connected
+(net/ipv4/tcp.c, do_tcp_setsockopt). If a receive buffer's size is set later, it does not limit the windows that were
+announced to the peer, and data is dropped.
 """
 RESET = struct.pack("ii", 1, 0)
 """struct linger: with it, close() resets the connection (socket(7))."""
@@ -52,6 +56,12 @@ def listener_for(tcp: TcpSocket, listeners: Iterable[TcpSocket]) -> TcpSocket | 
         if there.port == here.port and (there.host == here.host or there.host.is_unspecified):
             return listener
     return None
+
+
+def place(tcp: TcpSocket) -> tuple[object, ...]:
+    """The address of an end that was accepted, and the options that its listener must have had to be there."""
+    early = sorted((one.level, one.name, one.value) for one in tcp.options if (one.level, one.name) in EARLY)
+    return tcp.family, tcp.protocol, tcp.local, has_option(tcp, REUSE_PORT), *early
 
 
 def shared(mine: Iterable[TcpSocket]) -> set[int]:
@@ -122,7 +132,7 @@ def connect(tcp: TcpSocket, here: Address, there: Address, patience: float = 2.0
     """Connect from a port that the kernel chooses: see above.
 
     This is the only way to get a port that a closed connection still holds (TIME_WAIT): on the loopback after a second
-    (net.ipv4.tcp_tw_reuse).
+    (net.ipv4.tcp_tw_reuse). The caller must restore the options that this sets.
 
     Args:
         tcp: the socket to connect.
@@ -136,6 +146,7 @@ def connect(tcp: TcpSocket, here: Address, there: Address, patience: float = 2.0
     sock = socket.socket(tcp.family, socket.SOCK_STREAM, tcp.protocol)
     try:
         set_early(sock, tcp)
+        sock.setsockopt(*REUSE, 1)
         sock.setsockopt(*PORT_RANGE, struct.pack("=HH", here.port, here.port))
         sock.setsockopt(*BIND_NO_PORT, 1)
         if tcp.family == socket.AF_INET or has_option(tcp, V6ONLY):  # bind() itself sets that option (__inet6_bind())

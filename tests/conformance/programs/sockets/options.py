@@ -9,6 +9,8 @@ from ready import judge, ready_and_wait, same
 LEVELS = {socket.AF_UNIX: (1,), socket.AF_INET: (1, 0, 6, 17), socket.AF_INET6: (1, 0, 41, 6, 17)}
 NAMES = range(111)
 TCP_FASTOPEN_KEY = 33
+BEFORE_CONNECT = (23, 34)
+"""TCP_FASTOPEN and TCP_FASTOPEN_NO_COOKIE: nobody can set them later."""
 OF_THE_KERNEL = {
     (1, 8),  # SO_RCVBUF: the kernel sizes them where the program did not
     (1, 7),
@@ -115,7 +117,11 @@ def main() -> None:
         listener.bind((host, 0))
         listener.listen()
         change(listener)
-        client = socket.create_connection(listener.getsockname()[:2])
+        client = socket.socket(family)
+        for name in BEFORE_CONNECT:
+            with suppress(OSError):  # a kernel without
+                client.setsockopt(socket.IPPROTO_TCP, name, 1)
+        client.connect(listener.getsockname()[:2])
         server = listener.accept()[0]
         for lingers in (1, 0):  # of one that lingers no more the time is still told
             server.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("2i", lingers, 7))

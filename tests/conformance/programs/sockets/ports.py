@@ -1,6 +1,8 @@
-"""Ports that several sockets have, or that a closed listener once had: all come back, and the options as they were."""
+"""Ports that several sockets have, or that a listener once had, or whose listener would not take the connection again:
+all come back, and the options as they were."""
 
 import os
+import select
 import socket
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +12,10 @@ from ready import expect, judge, ready_and_wait, same
 ADDRESS = (socket.SOL_SOCKET, socket.SO_REUSEADDR)
 PORT = (socket.SOL_SOCKET, socket.SO_REUSEPORT)
 DATAGRAMS = socket.SOCK_DGRAM
+MINTTL = (socket.IPPROTO_IP, 21)
+MINHOPCOUNT = (socket.IPPROTO_IPV6, 73)
+DEFER = (socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT)
+Pair = tuple[socket.socket, socket.socket]
 
 
 def bound(port: int, option: tuple[int, int], kind: int = socket.SOCK_STREAM) -> socket.socket:
@@ -24,18 +30,76 @@ def two(option: tuple[int, int], kind: int = socket.SOCK_STREAM) -> tuple[socket
     return first, bound(first.getsockname()[1], option, kind)
 
 
-def below_the_range() -> tuple[socket.socket, socket.socket]:
-    """A connection whose listener is closed, and whose port the kernel gives to nobody by itself."""
+def below_the_range() -> socket.socket:
+    """A socket at a port that the kernel gives to nobody by itself."""
     lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     for port in range(lowest - 1 - os.getpid() % 1000, 1024, -1):
-        try:
-            listener = socket.create_server(("127.0.0.1", port))
-        except OSError:
-            continue
-        with listener:
-            client = socket.create_connection(listener.getsockname())
-            return client, listener.accept()[0]
+        with suppress(OSError):
+            return bound(port, ADDRESS)
     raise AssertionError("no port below the range is free")
+
+
+def connected(listener: socket.socket, host: str = "") -> Pair:
+    there = listener.getsockname()
+    client = socket.create_connection((host, there[1]) if host else there[:2])
+    client.sendall(b".")  # with TCP_DEFER_ACCEPT it is not accepted before
+    server = listener.accept()[0]
+    server.recv(1)
+    return client, server
+
+
+def through_a_closed_one() -> Pair:
+    with below_the_range() as listener:
+        listener.listen()
+        return connected(listener)
+
+
+def to_itself() -> Pair:
+    sock = below_the_range()
+    sock.connect(sock.getsockname())
+    return sock, sock
+
+
+def shared() -> tuple[list[socket.socket], list[Pair]]:
+    """Connections to listeners at one port, of which the kernel chooses one for each."""
+    first = socket.create_server(("127.0.0.1", 0), reuse_port=True)
+    listeners = [first, socket.create_server(first.getsockname(), reuse_port=True)]
+    pairs = []
+    for _ in range(6):
+        client = socket.create_connection(listeners[0].getsockname())
+        pairs.append((client, select.select(listeners, [], [])[0][0].accept()[0]))
+    first.setsockopt(*PORT, 0)
+    return listeners, pairs
+
+
+def unwilling() -> tuple[list[socket.socket], list[Pair]]:
+    """Listeners that would not take their connections again, or not at once, or that listen no more."""
+    everywhere = socket.create_server(("", 0), reuse_port=True)
+    here = socket.create_server(("127.0.0.1", everywhere.getsockname()[1]), reuse_port=True)
+    pairs = [connected(here, "127.0.0.1"), connected(everywhere, "127.0.0.2")]
+    careful, deferring, ended, rebound = (socket.create_server(("127.0.0.1", 0)) for _ in range(4))
+    if socket.has_dualstack_ipv6():
+        six = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    else:
+        six = socket.create_server(("127.0.0.1", 0))
+    deferring.setsockopt(*DEFER, 30)
+    pairs += map(connected, (careful, deferring, ended, rebound, six))
+    careful.setsockopt(*MINTTL, 255)
+    six.setsockopt(*(MINHOPCOUNT if six.family == socket.AF_INET6 else MINTTL), 255)
+    ended.shutdown(socket.SHUT_RDWR)
+    ended.setsockopt(*ADDRESS, 0)
+    port = rebound.getsockname()[1]
+    rebound.close()
+    rebound = bound(port, ADDRESS)
+    rebound.setsockopt(*ADDRESS, 0)
+    return [everywhere, here, careful, six, deferring, ended, rebound], pairs
+
+
+def numbers(sock: socket.socket) -> list[object]:
+    options = [ADDRESS, PORT]
+    if sock.type == socket.SOCK_STREAM:
+        options += [MINTTL, DEFER, *([MINHOPCOUNT] if sock.family == socket.AF_INET6 else [])]
+    return [sock.getsockname(), *(sock.getsockopt(*option) for option in options)]
 
 
 def main() -> None:
@@ -47,17 +111,18 @@ def main() -> None:
             sock.setsockopt(*option, 0)
     alone = bound(0, ADDRESS)
     alone.setsockopt(*ADDRESS, 0)
-    below, reversed_ = below_the_range(), below_the_range()[::-1]
+    (unwilling_ones, pairs), (sharing, more) = unwilling(), shared()
+    pairs += [*more, through_a_closed_one(), through_a_closed_one()[::-1], to_itself()]
     early = [socket.create_connection(groups[3][1].getsockname()) for _ in range(4)]
     groups[3][1].listen(0)  # fewer than wait already
-    everything = [*(one for group in groups for one in group), alone, *below, *reversed_]
-    before = [(one.getsockname(), one.getsockopt(*ADDRESS), one.getsockopt(*PORT)) for one in everything]
+    everything = [*(one for group in (*groups, *pairs) for one in group), alone, *unwilling_ones, *sharing]
+    before = [*map(numbers, everything)]
     ready_and_wait()
 
-    same([(one.getsockname(), one.getsockopt(*ADDRESS), one.getsockopt(*PORT)) for one in everything], before, "ports")
-    for near, far in (below, reversed_):
+    same([*map(numbers, everything)], before, "ports")
+    for near, far in pairs:
         near.sendall(b"to and")
-        same(far.recv(10), b"to and", "a connection whose listener is closed")
+        same(far.recv(10), b"to and", f"a connection to {far.getsockname()}")
         far.sendall(b"fro")
         same(near.recv(10), b"fro", "its other way")
     for group in (groups[0], groups[4]):
