@@ -35,6 +35,12 @@ def main() -> None:
             os.execve(sys.executable, [sys.executable, *flags, *sys.orig_argv[1:]], given)
         except OSError:  # no /proc, or the arguments have their greatest length: perhaps this Python will do
             pass
+    elif sys.flags.isolated:
+        try:
+            with open("/proc/self/comm", "w") as file:  # as before execve(2) of Python, for ps(1) and pgrep(1)
+                file.write("torpor")
+        except OSError:
+            pass
     from torpor.cli import main as run  # noqa: PLC0415  see above
 
     run()

@@ -98,12 +98,12 @@ def _asleep(user: User) -> None:
     """A job that was saved and killed."""
     command = [TORPOR, "run", "--", str(BIN / "python"), "-c", JOB]
     nothing: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = user.popen(command, **nothing)
+    process = user.popen(command, env={"PYTHONPATH": "/nonexistent"}, **nothing)
     try:
         wait_until((user.tmp / "before").exists, "it runs")
-        (root,) = user.run(["pgrep", "-P", str(process.pid)], check=True).stdout.split()
+        launcher = str(process.pid)
         # Who saves a job may be as odd as who wakes it.
-        user.run([BIN / "python", "-c", LENDS, TORPOR, "checkpoint", root, "--then", "kill"], check=True)
+        user.run([BIN / "python", "-c", LENDS, TORPOR, "checkpoint", launcher, "--then", "kill"], check=True)
         assert process.wait(PATIENCE) == -signal.SIGKILL
     finally:
         process.kill()

@@ -23,3 +23,10 @@ def test_variables_for_the_jobs_python_do_not_reach_torpors(tmp_path: Path) -> N
     done = subprocess.run(words, cwd=packages, env=given, input="", capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert dict(word.split("=", 1) for word in done.stdout.split("\0") if word) == given
+
+
+def test_the_command_keeps_its_name() -> None:
+    script = "read -r _ _ _ command _ </proc/$PPID/stat; cat /proc/$command/comm"  # of the parent of torpor-init
+    words = [f"{BIN}/torpor", "run", "--", "sh", "-c", script]
+    for variables in ({}, {"PYTHONPATH": "/nonexistent"}):
+        assert subprocess.check_output(words, env={**os.environ, **variables}, text=True) == "torpor\n"

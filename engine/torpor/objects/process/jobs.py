@@ -167,7 +167,7 @@ def _job(init: int, root: int) -> RunningJob:
 
 def _command(words: Sequence[bytes]) -> list[str]:
     """The arguments of a torpor command from `run` or `restore` on, without the job's own; empty for other programs."""
-    if b"torpor" not in map(os.path.basename, words[:2]):
+    if not tree.is_torpor(words):
         return []
     own = [os.fsdecode(word) for word in words]
     own = own[next((k for k, word in enumerate(own) if word in ("run", "restore")), len(own)) :]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -77,11 +77,17 @@ def job_of(pid: int) -> int:
     return found
 
 
+def is_torpor(words: Sequence[bytes]) -> bool:
+    """Whether these are the words of a command `torpor`: it may follow its interpreter and that one's options."""
+    names = [os.path.basename(word) for word in words if not word.startswith(b"-")]
+    return b"torpor" in names[:2]
+
+
 def _init_of_command(pid: int) -> int:
     """The torpor-init of the job of a `torpor run` or `torpor restore`; 0 if `pid` is not such a command."""
     with suppress(FileNotFoundError, ProcessLookupError):
         words = procfs.read(f"/proc/{pid}/cmdline").split(b"\0")
-        if b"torpor" in map(os.path.basename, words[:2]) and {b"run", b"restore"} & set(words):
+        if is_torpor(words) and {b"run", b"restore"} & set(words):
             inits = [child for child in procfs.children(pid, procfs.threads(pid)) if is_init(child)]
             return inits[0] if len(inits) == 1 else 0
     return 0
