@@ -17,7 +17,7 @@ from torpor.errors import NO_ROOM, Reason, Refused
 from torpor.objects.fds import locks
 from torpor.objects.kind import FdReference, GrabbedDescriptors, descriptor_name
 from torpor.objects.paths.file_content import SQLITE
-from torpor.objects.paths.small_files import key_of
+from torpor.objects.paths.same_file import key_of
 
 _PENDING, _SHARED_LAST = 0x40000000, 0x40000000 + 511
 """The bytes that are locked in a transaction, from the pending byte to the last of the shared ones."""

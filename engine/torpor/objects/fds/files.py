@@ -50,7 +50,8 @@ from torpor.objects.paths.file_content import is_sqlite
 from torpor.objects.paths.file_names import DELETED, OF_KERNEL, lasting_name
 from torpor.objects.paths.fingerprints import Change
 from torpor.objects.paths.opener import O_TMPFILE, Opener, Openers
-from torpor.objects.paths.small_files import SmallFiles, key_of
+from torpor.objects.paths.same_file import key_of
+from torpor.objects.paths.small_files import SmallFiles
 from torpor.remote.sys import closed_on_error
 
 

@@ -11,15 +11,19 @@ import fcntl
 import os
 import stat
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple, TypeAlias
 
 from torpor.errors import CheckpointFailed, Reason, RestoreFailed
 from torpor.image import image_pb2 as pb
 from torpor.objects.paths import bundle, fingerprints
+from torpor.objects.paths.file_names import DELETED
 from torpor.objects.paths.fingerprints import Change
 from torpor.objects.paths.opener import Opener, Openers
+from torpor.objects.paths.same_file import device_of, key_of, open_mapped, open_same
+from torpor.procfs import Mapping
 from torpor.store import SnapshotReader
 
 _ELF = b"\x7fELF\x02\x01"  # 64-bit, little endian
@@ -75,6 +79,7 @@ _LEADS_ELSEWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
 
 class _Known(NamedTuple):
     path: bytes
+    device: int
     inode: int
 
 
@@ -87,31 +92,27 @@ class MappedFiles:
         self.gone: dict[bytes, int] = {}
         """Descriptors of programs whose files have no name any more, by their paths in the image."""
 
-    def index(self, path: bytes, inode: int) -> int | None:
-        """The index of a file in Tree.files; None if the path now leads to another file or to none."""
-        key = _Known(path, inode)
-        if key not in self._indexes:
-            found = self._add(path, inode)
-            if found is None:
-                return None
-            self._indexes[key] = found
-        return self._indexes[key]
+    def index(self, mapping: Mapping) -> int | None:
+        """The index of a mapped file in Tree.files; None if its path now leads to another file or to none."""
+        key = _Known(mapping.name, device_of(mapping), mapping.inode)
+        return self._index(key, partial(open_mapped, mapping))
 
     def program(self, pid: int) -> int:
         """The index of a process's program. A program whose file is gone will be bundled.
 
         Raises:
-            CheckpointFailed: it cannot be read, or two programs that are gone had the same name.
+            CheckpointFailed: it cannot be read.
         """
         link = f"/proc/{pid}/exe"
-        path, inode = os.fsencode(os.readlink(link)), os.stat(link).st_ino
-        found = self.index(path, inode)
+        path, file = os.fsencode(os.readlink(link)), key_of(os.stat(link))
+        known = _Known(path, *file)
+        found = self._index(known, partial(open_same, path, file))
         if found is not None:
             return found
-        if path in self.gone:
-            raise CheckpointFailed(f"two programs of the tree were called {os.fsdecode(path)}, and both files are gone")
+        while path in self.gone:  # another program that is gone had this name
+            path += DELETED.encode()
         self.gone[path] = fd = os.open(link, os.O_RDONLY | os.O_CLOEXEC)
-        self._indexes[_Known(path, inode)] = found = self._put(path, fd)
+        self._indexes[known] = found = self._put(path, fd)
         return found
 
     def close(self) -> None:
@@ -119,9 +120,17 @@ class MappedFiles:
         while self.gone:
             os.close(self.gone.popitem()[1])
 
-    def _add(self, path: bytes, inode: int) -> int | None:
+    def _index(self, known: _Known, opened: Callable[[], int]) -> int | None:
+        if known not in self._indexes:
+            found = self._add(known.path, opened)
+            if found is None:
+                return None
+            self._indexes[known] = found
+        return self._indexes[known]
+
+    def _add(self, path: bytes, opened: Callable[[], int]) -> int | None:
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            fd = opened()
         except PermissionError:
             raise CheckpointFailed(
                 f"the mapped file {os.fsdecode(path)} cannot be read by you, so a restore could not check it"
@@ -131,7 +140,10 @@ class MappedFiles:
                 return None
             raise CheckpointFailed(f"the mapped file {os.fsdecode(path)} cannot be read: {error.strerror}") from error
         try:
-            return self._put(path, fd) if os.fstat(fd).st_ino == inode else None
+            known = _Known(path, *key_of(os.fstat(fd)))  # maps may show another device
+            if known not in self._indexes:
+                self._indexes[known] = self._put(path, fd)
+            return self._indexes[known]
         finally:
             os.close(fd)
 
@@ -266,7 +278,7 @@ def mapped_both_ways(image: pb.Tree) -> set[Mapped]:
     return may_write[True] & may_write[False]
 
 
-def open_for_reading(image: pb.Tree, opened: Mapping[int, Mapping[int, int]], base: int) -> dict[Mapped, int]:
+def open_for_reading(image: pb.Tree, opened: dict[int, dict[int, int]], base: int) -> dict[Mapped, int]:
     """Open again, read-only, what is mapped both ways.
 
     What its owner may not read any more is left out.

@@ -154,7 +154,7 @@ def _describe_vma(vma: FlaggedMapping, out: pb.Vma, files: MappedFiles, shared: 
     if vm_flags.HUGETLB in vma.flags:
         out.kind, out.huge_page = pb.Vma.ANONYMOUS, vma.page_size
         return out.kind
-    index = None if vmas.is_anonymous(mapping) else files.index(mapping.name, mapping.inode)
+    index = None if vmas.is_anonymous(mapping) else files.index(mapping)
     if index is not None:
         out.kind = pb.Vma.FILE_SHARED if mapping.shared else pb.Vma.FILE_PRIVATE
         out.file, out.offset = index, mapping.offset

@@ -30,8 +30,9 @@ from torpor.objects.memory import shared_mappings, vmas
 from torpor.objects.paths import directories, file_attributes, file_content
 from torpor.objects.paths.file_attributes import Attributes
 from torpor.objects.paths.file_content import Content
-from torpor.objects.paths.file_names import Names, device_of, is_gone, is_used
+from torpor.objects.paths.file_names import Names, is_gone, is_used
 from torpor.objects.paths.opener import O_TMPFILE, Opener, Openers
+from torpor.objects.paths.same_file import device_of, open_mapped
 from torpor.objects.sysv import segments
 from torpor.procfs import Mapping
 from torpor.remote import memory
@@ -198,16 +199,12 @@ class SharedMemory:
         if kind_of(mapping.name, mapping.inode)[0] != pb.SharedMemory.TMPFS:
             return None
         try:
-            fd = os.open(mapping.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+            fd = open_mapped(mapping)
         except OSError as error:
             if error.errno in NO_ROOM:
                 raise
             return None
-        status = os.fstat(fd)
-        if (status.st_dev, status.st_ino) != key:
-            os.close(fd)
-            return None
-        segment = Segment(name=mapping.name, whole=True, status=status)
+        segment = Segment(name=mapping.name, whole=True, status=os.fstat(fd))
         self._copy(fd, segment)
         return segment
 

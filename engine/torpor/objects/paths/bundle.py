@@ -39,16 +39,17 @@ from torpor.objects.memory.own_pages import PageWriter
 from torpor.objects.memory.shared_memory import LONGEST_NAME
 from torpor.objects.paths import fingerprints
 from torpor.objects.paths.file_content import fill, make_room
-from torpor.objects.paths.file_names import MAKESHIFT, OF_KERNEL
+from torpor.objects.paths.file_names import DELETED, MAKESHIFT, OF_KERNEL
 from torpor.objects.paths.opener import Opener, Openers
 from torpor.objects.paths.rollback import Rollback
+from torpor.objects.paths.same_file import open_same
 from torpor.objects.paths.small_files import Copy
 from torpor.remote.sys import closed_on_error, memfd_create
 from torpor.store import SnapshotReader
 
 _SHM = b"/dev/shm/"
-_Wanted: TypeAlias = tuple[int, int, bool]
-"""Size and time of a file, and whether it may grow while it is read."""
+_Wanted: TypeAlias = tuple[fingerprints.File, bool]
+"""A file as it was, and whether it may grow while it is read."""
 
 
 # ------------------------------------------------------------------------------------------ from a live tree
@@ -110,7 +111,7 @@ def store(
 def _store_all(image: pb.Tree, out: PageWriter, wanted: Mapping[bytes, _Wanted]) -> Iterator[Reason]:
     leased = _leased(image)
     known = {bundled.path for bundled in image.bundles}
-    for path, (size, mtime_ns, may_grow) in wanted.items():
+    for path, (was, may_grow) in wanted.items():
         if path in known:
             continue
         subject = f"the file {os.fsdecode(path)}"
@@ -118,18 +119,21 @@ def _store_all(image: pb.Tree, out: PageWriter, wanted: Mapping[bytes, _Wanted])
             yield Reason(subject, "the program has a lease for writing on it (F_SETLEASE)", "give it up")
             continue
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+            fd = open_same(path, (was.dev, was.ino))
+        except FileNotFoundError as error:
+            yield Reason(subject, f"it is gone: {error.strerror}", "try again when no program moves it", passing=True)
+            continue
         except OSError as error:
             yield Reason(subject, f"it cannot be read, to be bundled: {error.strerror}", "let this user read it")
             continue
         try:
-            digest = _store(path, fd, size, image, out)
+            digest = _store(path, fd, was.size, image, out)
             now = os.fstat(fd)
         finally:
             os.close(fd)
         for described in _files(image, path):
             described.content.digest, described.content.whole = digest, True
-        if (now.st_size, now.st_mtime_ns) != (size, mtime_ns) and not (may_grow and now.st_size > size):
+        if (now.st_size, now.st_mtime_ns) != (was.size, was.mtime_ns) and not (may_grow and now.st_size > was.size):
             why = "it changed during the checkpoint, so its content at the freeze is unknown"
             yield Reason(subject, why, "try again while no program changes it", passing=True)
 
@@ -153,13 +157,13 @@ def _matches(path: bytes, pattern: str) -> bool:
 
 def _all(image: pb.Tree) -> dict[bytes, _Wanted]:
     """Every file that can be bundled, by its path."""
-    found = {file.path: (file.size, file.mtime_ns, False) for file in image.files}
+    found: dict[bytes, _Wanted] = {file.path: (file, False) for file in image.files}
     in_place = fingerprints.in_place(image)
     for description in image.descriptions:
         file = description.file
         of_kernel = OF_KERNEL.match(file.path) or (file.size and not file.blocks)
         if description.WhichOneof("kind") == "file" and not of_kernel and not description.flags & os.O_PATH:
-            found[file.path] = (file.size, file.mtime_ns, (file.dev, file.ino) not in in_place)
+            found[file.path] = file, (file.dev, file.ino) not in in_place
     return {path: what for path, what in found.items() if not path.startswith(_SHM)}
 
 
@@ -393,7 +397,9 @@ def in_memory(bundled: pb.Bundle, reader: SnapshotReader) -> int:
         OSError: there is no room.
         ImageDamaged: the content is missing.
     """
-    name = os.path.basename(bundled.path).removesuffix(b" (deleted)").removeprefix(b"memfd:")
+    name = os.path.basename(bundled.path).removeprefix(b"memfd:")
+    while name.endswith(DELETED.encode()):
+        name = name[: -len(DELETED)]
     fd = memfd_create(name[:LONGEST_NAME])
     try:
         make_room(fd, bundled.size)

@@ -11,6 +11,7 @@ import re
 from contextlib import suppress
 
 from torpor import procfs
+from torpor.objects.paths.same_file import device_of
 from torpor.procfs import Mapping
 
 DELETED = " (deleted)"
@@ -51,12 +52,6 @@ def lasting_name(path: str, status: os.stat_result) -> str:
     if not path.endswith(DELETED) or not status.st_nlink or os.path.lexists(path):
         return path
     return another_name(path, status.st_dev, status.st_ino) or path
-
-
-def device_of(mapping: Mapping) -> int:
-    """The device number of a mapped file."""
-    major, minor = mapping.device.split(b":")
-    return os.makedev(int(major, 16), int(minor, 16))
 
 
 def is_used(device: int, inode: int) -> bool:

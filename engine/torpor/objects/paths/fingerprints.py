@@ -19,6 +19,7 @@ from typing import TypeAlias
 from blake3 import blake3
 
 from torpor.image import image_pb2 as pb
+from torpor.objects.paths.same_file import key_of, open_same
 
 WHOLE = 256 << 10
 """The largest file that is hashed completely, in bytes."""
@@ -59,9 +60,9 @@ def note(file: File, was: os.stat_result, *, in_place: bool) -> None:
         in_place: whether the program writes anywhere in it, not only at its end.
     """
     try:
-        fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        fd = open_same(file.path, key_of(was))
     except OSError:
-        return  # not readable, or gone: at a restore it must be unchanged
+        return  # not readable, gone, or replaced: at a restore it must be unchanged
     try:
         whole = was.st_size <= (WHOLE_IN_PLACE if in_place else WHOLE)
         found = _digest_known(fd, was, whole)

@@ -32,6 +32,7 @@ from torpor.objects.paths import file_content
 from torpor.objects.paths.file_content import Content
 from torpor.objects.paths.file_names import OF_KERNEL
 from torpor.objects.paths.fingerprints import File, note_stat
+from torpor.objects.paths.same_file import key_of, open_same
 from torpor.objects.process import daemons
 from torpor.procfs import Mapping
 from torpor.util import settings
@@ -115,21 +116,12 @@ class SmallFiles:
         if status.st_size > min(self._limit, self._left) or not self._limit or key_of(status) in self._copies:
             return
         try:
-            fd = os.open(reached, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+            fd = open_same(reached, key_of(status))
         except OSError as error:
             if error.errno in NO_ROOM:
                 raise
-            return  # not readable: like any other file, it must be there at the restore
-        now = os.fstat(fd)
-        if key_of(now) != key_of(status):
-            os.close(fd)
-            return
-        copy = Copy(name=os.fsencode(path), status=now)
+            return  # not readable, or another: like any other file, it must be there at the restore
+        copy = Copy(name=os.fsencode(path), status=os.fstat(fd))
         file_content.copy(fd, copy)
-        self._copies[key_of(now)] = copy
+        self._copies[key_of(status)] = copy
         self._left -= copy.size
-
-
-def key_of(status: os.stat_result) -> tuple[int, int]:
-    """The identity of a file."""
-    return status.st_dev, status.st_ino

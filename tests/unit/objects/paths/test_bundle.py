@@ -45,6 +45,22 @@ def saved(store: Store, image: pb.Tree) -> None:
         saver.publish(b"", "")
 
 
+def test_a_link_to_another_file_takes_nothing_along(store: Store, folder: Path) -> None:
+    """Root saves a user's job, and the user swaps a directory for a link to a directory of root's meanwhile."""
+    secret = folder / "of-root" / "file"
+    path = folder / "of-user" / "file"
+    for one in (secret, path):
+        one.parent.mkdir()
+        one.write_bytes(CONTENT)
+        os.utime(one, ns=(5, 5))
+    image = described(path)
+    path.parent.rename(folder / "moved")
+    path.parent.symlink_to(secret.parent)
+    with pytest.raises(Refused, match="another file has its name"):
+        saved(store, image)
+    assert not image.bundles
+
+
 def put_back(store: Store, image: pb.Tree) -> bundle.Made:
     with store.open("latest") as reader, Openers(image) as openers:
         return bundle.put_back(image, reader, openers)
