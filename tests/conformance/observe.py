@@ -125,7 +125,7 @@ def mappings(pid: int) -> tuple[Mapping, ...]:
     for line in Path(f"/proc/{pid}/smaps").read_text(errors="surrogateescape").split("\n"):  # names may hold "\r"
         if not line[:1].isupper() and (match := head.fullmatch(line)):
             start, end, offset = (int(match[k], 16) for k in (1, 2, 4))
-            name = other_name(match[6], int(match[5])) if match[3].endswith("s") else match[6]
+            name = other_name(match[6], int(match[5]))
             nameless = name.endswith("(deleted)") or not name.startswith("/") or name == "/dev/zero"
             label = "" if nameless and not name.startswith("[") else name
             found.append(Mapping(start, end, match[3], 0 if nameless else offset, label, frozenset()))
@@ -142,10 +142,10 @@ def mappings(pid: int) -> tuple[Mapping, ...]:
 
 
 def other_name(name: str, inode: int) -> str:
-    """Where a file is that is said to be deleted, if it has another name beside the old one."""
+    """Where a file is that is said to be deleted, if it has another name beside the old one or one level below."""
     folder = Path(name).parent
     if name.endswith(" (deleted)") and folder != Path("/") and folder.is_dir():
-        for path in folder.iterdir():
+        for path in (*folder.iterdir(), *folder.glob("*/*")):
             with suppress(OSError):
                 if path.lstat().st_ino == inode:
                     return str(path)
@@ -164,7 +164,7 @@ def descriptors(pid: int) -> dict[int, str]:
     mounts = own_mounts(pid)
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         # Others may have taken the number of a terminal meanwhile: it is kept where it is free.
-        target = re.sub(r":\[\d+\]|(?<=^/dev/pts/)\d+", "", os.readlink(entry))
+        target = re.sub(r":\[\d+\]|(?<=^/dev/pts/)\d+", "", other_name(os.readlink(entry), entry.stat().st_ino))
         # A file that has no name any more, and lives on in memory or under another number, is as good.
         target = re.sub(r"^(?:/memfd:)?(/.*)/[^/]* \(deleted\)$", r"\1 (deleted)", target)
         info = Path(f"/proc/{pid}/fdinfo/{entry.name}").read_text().splitlines()

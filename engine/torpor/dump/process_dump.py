@@ -21,6 +21,7 @@ from torpor.objects.memory.mapped_files import MappedFiles
 from torpor.objects.memory.own_pages import Ranges, Walk
 from torpor.objects.memory.shared_memory import SharedMemory
 from torpor.objects.part import A, Answers, ProcessPart, ThreadAnswers, ThreadPart, TreePart
+from torpor.objects.paths.mapped_names import MappedNames
 from torpor.objects.process import seccomp, signals, texts, threads, tree
 from torpor.objects.registry import ATTRIBUTES, PROCESS_PARTS, THREAD_PARTS, THREAD_STATE, TREE_PARTS
 from torpor.objects.sysv import segments
@@ -352,7 +353,9 @@ class ProcessDump:
         return times[0], times[1]
 
     @_step(_State.LEFT, _State.LEFT)
-    def describe(self, parent: int, image: pb.Tree, files: MappedFiles, shared: SharedMemory) -> Ranges:
+    def describe(
+        self, parent: int, image: pb.Tree, files: MappedFiles, shared: SharedMemory, names: MappedNames
+    ) -> Ranges:
         """Add the process, without its descriptors, to the image; return the ranges whose pages must be stored.
 
         Args:
@@ -360,6 +363,7 @@ class ProcessDump:
             image: the tree.
             files: the mapped files of the tree.
             shared: the shared memory of the tree, already described.
+            names: the names of what the tree has mapped.
 
         Raises:
             Refused: it has a mapping that cannot be kept.
@@ -392,7 +396,7 @@ class ProcessDump:
             *process_memory.unsupported(name, pid, mappings),
         ]:  # since the preflight
             raise Refused(f"{name} cannot be kept", reasons)
-        return process_memory.describe(self.memory_pid, mappings, out, files, shared, self._walk)
+        return process_memory.describe(self.memory_pid, mappings, out, files, shared, names, self._walk)
 
     def _mappings(self) -> list[procfs.FlaggedMapping]:
         """Return the mappings with their flags, from the snapshot if there is one, without Torpor's scratch mapping."""

@@ -22,6 +22,7 @@ from torpor.objects.memory.mapped_files import MappedFiles
 from torpor.objects.memory.own_pages import Ranges
 from torpor.objects.memory.shared_memory import SharedMemory
 from torpor.objects.part import EnteredTree, TreePart
+from torpor.objects.paths.mapped_names import MappedNames
 from torpor.objects.process import birth_order, host_requirements, security_labels, tree
 from torpor.objects.registry import TREE_PARTS
 from torpor.objects.sockets import buffers
@@ -73,6 +74,7 @@ class TreeDump:
         self.shared = SharedMemory(content=built is None)
         self.files: MappedFiles | None = None
         self.descriptors: descriptors.GrabbedDescriptors
+        self._names: MappedNames
         self.notices: list[str] = []
         """What will differ after a restore, and what was special about this save; a sentence each."""
         self._all: list[ProcessDump | ZombieDump] = []
@@ -143,12 +145,16 @@ class TreeDump:
         )
         for file in descriptors.memory_files(self.descriptors):
             self.shared.grab_file(file)
+        self._names = MappedNames(self.descriptors)
         for taken in self._living():
             taken.listen()
-            maps = list(map(self.shared.names.lasting, taken.injection.maps))
+            maps = [self._names.lasting(taken.pid, mapping) for mapping in taken.injection.maps]
             self.shared.grab_mapped(taken.pid, maps, taken.ask)
             if self.descriptors.small:
                 self.descriptors.small.take_mapped(one for one in maps if not shared_memory.is_memory(one))
+        if self._names.reasons and self._built is None:
+            raise Refused("the tree has mapped files that cannot be kept", self._names.reasons)
+        self.notices += self._names.notices
         descriptors.ask(self.descriptors, {taken.pid: taken.ask for taken in self._living()})
         self._take_parts()
         self._take_memory()
@@ -231,7 +237,7 @@ class TreeDump:
                 self.notices += tree.notices_of_zombie(taken.texts)
                 pages.append(Ranges(taken.pid, [], []))
             else:
-                pages.append(taken.describe(parent, image, files, self.shared))
+                pages.append(taken.describe(parent, image, files, self.shared, self._names))
                 image.processes[-1].shares_fds = taken.pid in self.descriptors.sharing
         # At a wake the root gets another parent: the process that wakes the tree.
         image.processes[0].ClearField("exit_signal")

@@ -60,6 +60,7 @@ from torpor.objects.kind import (
 )
 from torpor.objects.memory.mapped_files import mapped_both_ways
 from torpor.objects.opening import KNOWN_FLAGS, O_ASYNC, Opening
+from torpor.objects.paths import mapped_names
 from torpor.objects.paths.opener import O_TMPFILE, Openers
 from torpor.objects.sockets import unix_sockets
 from torpor.objects.sockets.netlink import Netlink
@@ -133,7 +134,8 @@ def survey(pids: Sequence[int], *, reset_outside: bool = False, stdio: Mapping[i
         reset_outside: as for `grab`.
         stdio: as for `grab`.
     """
-    return [*_shared_tables(pids), *unsupported(grab(pids, content=False, reset_outside=reset_outside, stdio=stdio))]
+    tree = grab(pids, content=False, reset_outside=reset_outside, stdio=stdio)
+    return [*_shared_tables(pids), *unsupported(tree), *mapped_names.unsupported(tree)]
 
 
 def grab(

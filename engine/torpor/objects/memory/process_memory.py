@@ -25,6 +25,7 @@ from torpor.objects.memory import shared_mappings, shared_memory, vdso, vm_flags
 from torpor.objects.memory.mapped_files import MappedFiles
 from torpor.objects.memory.own_pages import Ranges, Walk
 from torpor.objects.memory.shared_memory import SharedMemory
+from torpor.objects.paths.mapped_names import MappedNames
 from torpor.procfs import PAGE, FlaggedMapping
 from torpor.remote import memory
 from torpor.util.ranges import Range, subtract
@@ -48,6 +49,7 @@ def describe(
     image: pb.Process,
     files: MappedFiles,
     shared: SharedMemory,
+    names: MappedNames,
     walk: Walk | None,
 ) -> Ranges:
     """Write the address space of a process, without its pages. Returns the ranges whose pages must be stored.
@@ -58,6 +60,7 @@ def describe(
         image: the process's message.
         files: the mapped files of the tree.
         shared: the shared memory of the tree, described already.
+        names: the names of what the tree has mapped.
         walk: of the snapshot, if there is one.
     """
     space = image.memory
@@ -69,8 +72,7 @@ def describe(
     vdso.describe([vma.mapping for vma in found if vma.mapping.name in vdso.NAMES], vdso.host(), space)
     pages = Ranges(pid, [], [], walk)
     for vma in found:
-        if (mapping := shared.names.lasting(vma.mapping)) is not vma.mapping:
-            vma = vma._replace(mapping=mapping)  # noqa: PLW2901  the same one, by another name
+        vma = vma._replace(mapping=names.lasting(pid, vma.mapping))  # noqa: PLW2901  the same one, by another name
         if not vmas.is_special(vma.mapping):
             kind = _describe_vma(vma, space.vmas.add(), files, shared)
             bounds = (vma.mapping.start, vma.mapping.end)

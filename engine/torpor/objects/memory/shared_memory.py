@@ -30,7 +30,7 @@ from torpor.objects.memory import shared_mappings, vmas
 from torpor.objects.paths import directories, file_attributes, file_content
 from torpor.objects.paths.file_attributes import Attributes
 from torpor.objects.paths.file_content import Content
-from torpor.objects.paths.file_names import Names, is_gone, is_used
+from torpor.objects.paths.file_names import is_gone, is_used
 from torpor.objects.paths.opener import O_TMPFILE, Opener, Openers
 from torpor.objects.paths.same_file import device_of, open_mapped
 from torpor.objects.sysv import segments
@@ -120,8 +120,6 @@ class SharedMemory:
         """`content` False: describe the memory without its content."""
         self._content = content
         self.segments: dict[Key, Segment] = {}
-        self.names = Names()
-        """The names of what is mapped."""
         self._image: pb.Tree | None = None
         self._empty = -1
 

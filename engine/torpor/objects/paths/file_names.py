@@ -12,7 +12,6 @@ from contextlib import suppress
 
 from torpor import procfs
 from torpor.objects.paths.same_file import device_of
-from torpor.procfs import Mapping
 
 DELETED = " (deleted)"
 """The kernel appends this to the path of a file that has lost this name (fs/d_path.c)."""
@@ -20,8 +19,6 @@ OF_KERNEL = re.compile(rb"/(proc|sys)(/|$)")
 """Names of files that the kernel generates."""
 MAKESHIFT = b".torpor-"
 """Prefix of the names that a restore makes up."""
-_MADE_UP = (b"/memfd:", b"/dev/zero", b"/SYSV", b"/anon_hugepage")
-"""How the names of objects that were never on a file system begin in maps."""
 
 
 def is_gone(name: bytes, inode: int) -> bool:
@@ -72,31 +69,6 @@ def is_used(device: int, inode: int) -> bool:
                 if (status.st_dev, status.st_ino) == (device, inode):
                     return True
     return False
-
-
-class Names:
-    """The names of the files that a tree has mapped, each searched for once."""
-
-    def __init__(self) -> None:
-        self._found: dict[tuple[int, int], bytes | None] = {}
-
-    def lasting(self, mapping: Mapping) -> Mapping:
-        """A shared mapping of a file that has lost its name, with another name of the file; else the mapping as it is.
-
-        Private mappings are changed only in /dev/shm: others are kept without a name.
-        """
-        if not (mapping.shared or mapping.name.startswith(b"/dev/shm/")) or not mapping.inode:
-            return mapping
-        if not is_gone(mapping.name, mapping.inode):
-            return mapping
-        if mapping.name.startswith(_MADE_UP):
-            return mapping
-        key = device_of(mapping), mapping.inode
-        if key not in self._found:
-            name = another_name(os.fsdecode(mapping.name), *key)
-            self._found[key] = None if name is None else os.fsencode(name)
-        name_now = self._found[key]
-        return mapping if name_now is None else mapping._replace(name=name_now)
 
 
 def makeshift_name() -> bytes:

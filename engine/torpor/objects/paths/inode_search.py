@@ -26,7 +26,10 @@ _last: dict[Key, str] = {}
 
 
 def find(
-    wanted: Collection[Key], tree: GrabbedDescriptors, ask: Callable[[Key, Collection[str]], str] | None = None
+    wanted: Collection[Key],
+    tree: GrabbedDescriptors,
+    ask: Callable[[Key, Collection[str]], str] | None = None,
+    most: int | None = None,
 ) -> dict[Key, str]:
     """Find names of inodes. The result has those that were found.
 
@@ -34,6 +37,7 @@ def find(
         wanted: the inodes.
         tree: the processes that use them.
         ask: may know a name; gets the places near the tree, and is called before directories are searched.
+        most: the most names to look at; None: `MOST_OF_ALL`.
     """
     found = {key: path for key in wanted if (path := _last.get(key)) and key_of(path) == key}
     missing = set(wanted) - found.keys()
@@ -44,7 +48,7 @@ def find(
     if ask:
         places = set(near)
         found |= {key: path for key in missing - found.keys() if (path := ask(key, places))}
-    found |= _search(missing - found.keys(), near)
+    found |= _search(missing - found.keys(), near, most or MOST_OF_ALL)
     if len(_last) >= MOST:
         _last.clear()
     _last.update(found)
@@ -98,14 +102,14 @@ def _meet(paths: Iterable[str], wanted: Set[Key]) -> dict[Key, str]:
     return found
 
 
-def _search(wanted: Set[Key], near: Iterable[str]) -> dict[Key, str]:
-    """Search for inodes below some paths, the nearest first, on the inodes' file systems."""
+def _search(wanted: Set[Key], near: Iterable[str], most: int) -> dict[Key, str]:
+    """Search for inodes below some paths, on the inodes' file systems: first those that lie there."""
     found: dict[Key, str] = {}
     inodes = {inode for _, inode in wanted}
     devices = {device for device, _ in wanted}
     seen = set[str]()
-    left = MOST_OF_ALL
-    for root in near if wanted else ():
+    left = most
+    for root in sorted(near, key=lambda path: (key_of(path) or (0, 0))[0] not in devices) if wanted else ():
         level, until = [root], left - MOST
         while level and left > max(until, 0) and len(found) < len(wanted):
             below: list[str] = []

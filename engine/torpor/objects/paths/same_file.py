@@ -10,7 +10,6 @@ maps.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import mmap
 import os
@@ -86,9 +85,9 @@ def _another(path: str | bytes) -> OSError:
 
 def _device_in_maps(fd: int) -> int | None:
     """The device that maps shows for a mapping of an open file; None if it cannot be mapped."""
-    with suppress(OSError, ValueError), mmap.mmap(fd, 1, access=mmap.ACCESS_COPY) as ours:  # ValueError: it is empty
-        view = ctypes.c_char.from_buffer(ours)
-        at = ctypes.addressof(view)
-        del view  # else the mapping could not be closed
-        return next(device_of(one) for one in procfs.mappings(os.getpid()) if one.start <= at < one.end)
+    before = {one.start for one in procfs.mappings(os.getpid())}
+    with suppress(OSError, ValueError), mmap.mmap(fd, 1, access=mmap.ACCESS_READ):  # ValueError: it is empty
+        inode = os.fstat(fd).st_ino
+        new = (one for one in procfs.mappings(os.getpid()) if one.start not in before and one.inode == inode)
+        return next(map(device_of, new), None)
     return None

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import subprocess
 from pathlib import Path
 
-from torpor import procfs
-from torpor.objects.paths.file_names import Names, another_name, is_used, lasting_name
+from torpor.objects.paths.file_names import another_name, is_used, lasting_name
 
 
 def test_another_name_is_found_by_its_inode(tmp_path: Path) -> None:
@@ -25,21 +23,6 @@ def test_another_name_is_found_by_its_inode(tmp_path: Path) -> None:
     assert lasting_name(gone, second.stat()) == str(second)
     second.unlink()
     assert another_name(gone, status.st_dev, status.st_ino) is None
-
-
-def test_a_mapping_is_known_by_the_name_that_lasts(tmp_path: Path) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    first.write_bytes(bytes(procfs.PAGE))
-    os.link(first, second)
-    with open(first, "r+b") as file, mmap.mmap(file.fileno(), 0) as shared, mmap.mmap(-1, procfs.PAGE) as nameless:
-        first.unlink()
-        assert len(shared) == len(nameless)
-        names = Names()
-        maps = procfs.mappings(os.getpid())
-        found = [names.lasting(mapping) for mapping in maps]
-        assert [(one.start, one.inode) for one in found] == [(one.start, one.inode) for one in maps]
-        changed = [(was.name, now.name) for was, now in zip(maps, found, strict=True) if was != now]
-    assert changed == [(os.fsencode(first) + b" (deleted)", os.fsencode(second))]
 
 
 def test_who_has_a_file_uses_it(tmp_path: Path) -> None:
