@@ -136,6 +136,49 @@ def test_a_failed_restore_leaves_none_of_them(as_user: User) -> None:
     assert not (as_user.tmp / "input").exists() and not (as_user.tmp / "job").exists()
 
 
+OWN = """
+import mmap, os, shutil, signal, subprocess
+
+silly = open(".nfs000000000000abcd00000001", "w+b")
+silly.write(b"x" * (5 << 20)); silly.flush()
+with open(".fuse_hidden0000abcd00000001", "w+b") as file:
+    file.write(b"y" * 5000); file.flush()
+    hidden = mmap.mmap(file.fileno(), 5000)
+with open("library", "wb") as file:
+    file.write(b"z" * 5000)
+with open("library", "rb") as file:
+    library = mmap.mmap(file.fileno(), 5000, prot=mmap.PROT_READ, flags=mmap.MAP_PRIVATE)
+with open("unpacked", "w") as file:
+    file.write("old")
+os.utime("unpacked", (1e9, 1e9))
+unpacked = open("unpacked")
+shutil.copy("/bin/cat", "program")
+child = subprocess.Popen(["./program"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+child.stdin.write(b"a"); child.stdin.flush(); assert os.read(child.stdout.fileno(), 1) == b"a"
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+open("ready", "w").close()
+while not os.path.exists("go"):
+    signal.sigtimedwait([signal.SIGUSR1], 0.02)
+assert os.pread(silly.fileno(), 6 << 20, 0) == b"x" * (5 << 20) and os.fstat(silly.fileno()).st_nlink == 0
+assert hidden[:] == b"y" * 5000 and library[:] == b"z" * 5000 and unpacked.read() == "old"
+child.stdin.write(b"b"); child.stdin.close()
+assert child.stdout.read() == b"b" and child.wait() == 0
+raise SystemExit(7)
+"""
+OF_ITS_OWN = (".nfs000000000000abcd00000001", ".fuse_hidden0000abcd00000001", "library", "unpacked", "program")
+
+
+def test_what_a_job_made_may_be_gone_at_its_wake(as_user: User) -> None:
+    """Also what it has mapped privately, what it runs, what looks old, and what its file system removes at its end."""
+    job = as_user.popen([sys.executable, "-c", OWN], cwd=as_user.tmp, stdin=-3, stdout=-3, stderr=-3)
+    await_file(as_user.tmp / "ready")
+    saved(as_user, job)
+    for name in OF_ITS_OWN:
+        (as_user.tmp / name).unlink()
+    done = woken(as_user)
+    assert done.returncode == 7, done.stderr
+
+
 KILLED = """
 import os, signal, sys, torpor
 from torpor.objects.paths import bundle

@@ -22,6 +22,7 @@ from torpor.objects.memory.mapped_files import MappedFiles
 from torpor.objects.memory.own_pages import Ranges
 from torpor.objects.memory.shared_memory import SharedMemory
 from torpor.objects.part import EnteredTree, TreePart
+from torpor.objects.paths import fingerprints
 from torpor.objects.paths.mapped_names import MappedNames
 from torpor.objects.process import birth_order, host_requirements, security_labels, tree
 from torpor.objects.registry import TREE_PARTS
@@ -262,6 +263,8 @@ class TreeDump:
         host_requirements.describe(image, root.texts.status, xstate, self._realtime_ns, root.clocks())
         image.host.began_ns = self.descriptors.small.began_ns if self.descriptors.small else 0
         image.host.label = root.texts.label
+        if self._built is None:
+            fingerprints.note_mapped(image, runs_on=self._again)
         self.notices += security_labels.notices(root.texts.label)
         self.notices += buffers.smaller(image)
         return image, pages

@@ -121,9 +121,12 @@ class RegularFile(Kind[SameFile]):
         elif copy := tree.small and tree.small.find(*key):
             copy.name = out.file.path
             copy.note(out.file)
-        elif tree.built is None and not open_file.state.leased:  # reading it would break the lease
-            anywhere = open_file.state.written_anywhere
-            fingerprints.note(out.file, open_file.stat, in_place=anywhere or key in image.mapped_to_write)
+        elif tree.built is None and not open_file.state.leased and key not in image.mapped_to_write:
+            # Reading a file with a lease would break it. What is mapped for writing is noted later, with the mappings.
+            anywhere, whole = open_file.state.written_anywhere, None
+            if any(fingerprints.may_write_anywhere(one.flags) for one in open_file.state.descriptions):
+                whole = fingerprints.WHOLE_IN_PLACE
+            fingerprints.note(out.file, open_file.stat, in_place=anywhere, whole=whole)
 
     def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """It must exist, this user must be able to open it, and it must not have changed in a way that matters."""
@@ -235,6 +238,8 @@ def _changed(description: Description, fd: int, *, in_place: bool, locked: bool)
     became = fingerprints.change(file, fd, in_place=in_place)
     if became in (Change.NONE, Change.GROWN) or (not locked and is_sqlite(fd)):
         return ""
+    if became is Change.UNKNOWN:
+        return "it was mapped for writing, and is too large for a hash: whether it was changed cannot be told"
     if (now.st_dev, now.st_ino) != (file.dev, file.ino) and now.st_size != file.size:
         return f"another file has taken its place: {now.st_size} bytes where there were {file.size}"
     if became is Change.CUT:

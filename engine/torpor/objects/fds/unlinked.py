@@ -1,5 +1,7 @@
 """Regular files without a name: deleted while they are open, or made with O_TMPFILE. Their content is in the image.
 
+On NFS and FUSE such a file has a name that vanishes with its last user (`torpor.objects.paths.file_names.SILLY`).
+
 They are kept like shared memory (`torpor.objects.memory.shared_memory`): holes stay holes, and mappings of the file
 lead to it again. They come back in the directory where they were, if this user may write there, else in memory.
 
@@ -26,6 +28,7 @@ from torpor.objects.kind import (
 )
 from torpor.objects.paths import file_attributes
 from torpor.objects.paths.file_attributes import Attributes
+from torpor.objects.paths.file_names import DELETED, is_silly
 from torpor.objects.paths.opener import O_TMPFILE
 
 LARGEST = 256 << 20
@@ -40,11 +43,14 @@ class Unlinked(MemoryDescriptor):
     field = ""
 
     def matches(self, seen: Seen) -> bool:
-        """A regular file without links."""
-        return stat.S_ISREG(seen.stat.st_mode) and seen.stat.st_nlink == 0 and seen.link.startswith("/")
+        """A regular file without links, or that loses its last one when it is closed."""
+        gone = seen.stat.st_nlink == 0 or is_silly(seen.link)
+        return stat.S_ISREG(seen.stat.st_mode) and gone and seen.link.startswith("/")
 
     def grab(self, open_file: OpenFile[Attributes], pidfd: int, *, content: bool) -> Attributes:
         """Read its attributes; files on disk have no seals."""
+        if open_file.stat.st_nlink and not open_file.link.endswith(DELETED):
+            open_file.link += DELETED
         if is_path(open_file):
             return Attributes()
         with borrowed(pidfd, open_file.references[0].fd) as copy:

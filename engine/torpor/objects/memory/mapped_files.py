@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeAlias
 from torpor.errors import CheckpointFailed, Reason, RestoreFailed
 from torpor.image import image_pb2 as pb
 from torpor.objects.paths import bundle, fingerprints
-from torpor.objects.paths.file_names import DELETED
+from torpor.objects.paths.file_names import DELETED, is_silly
 from torpor.objects.paths.fingerprints import Change
 from torpor.objects.paths.opener import Opener, Openers
 from torpor.objects.paths.same_file import device_of, key_of, open_mapped, open_same
@@ -106,6 +106,8 @@ class MappedFiles:
         link = f"/proc/{pid}/exe"
         path, file = os.fsencode(os.readlink(link)), key_of(os.stat(link))
         known = _Known(path, *file)
+        if is_silly(path):
+            path = path.removesuffix(DELETED.encode()) + DELETED.encode()
         found = self._index(known, partial(open_same, path, file))
         if found is not None:
             return found
@@ -178,8 +180,13 @@ def validate(image: pb.Tree, openers: Openers) -> Iterator[Reason]:
                 yield Reason(subject, "it is no regular file any more", "put it back")
             elif index in data:
                 yield from _validate_size(subject, image, index, status.st_size)
-                if (file.dev, file.ino) in written and fingerprints.change(file, fd, in_place=True) is Change.CHANGED:
+                became = (
+                    fingerprints.change(file, fd, in_place=True) if (file.dev, file.ino) in written else Change.NONE
+                )
+                if became in (Change.CHANGED, Change.UNKNOWN):
                     why = "it was changed since the checkpoint: its content is not the same"
+                    if became is Change.UNKNOWN:
+                        why = "it is too large for a hash: whether it was changed since the checkpoint cannot be told"
                     yield Reason(subject, why, "put the old file back", changed=os.fsdecode(file.path))
             elif file.build_id and build_id(fd) != file.build_id:
                 yield Reason(subject, "it is another build than the one in memory", "install that version again")

@@ -89,9 +89,9 @@ def store(
     for file in image.files:
         if file.path in gone:
             _store(file.path, gone[file.path], file.size, image, out)
-    named = set(_named(image))
+    used = {*_named(image), *(file.path for file in image.files)}
     for copy in small:
-        if copy.name in named:
+        if copy.name in used:
             for described in _files(image, copy.name):
                 copy.note(described)
             out.store_shared(copy, _add(copy.name, copy.status, image).pages)

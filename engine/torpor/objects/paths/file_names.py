@@ -17,6 +17,10 @@ DELETED = " (deleted)"
 """The kernel appends this to the path of a file that has lost this name (fs/d_path.c)."""
 OF_KERNEL = re.compile(rb"/(proc|sys)(/|$)")
 """Names of files that the kernel generates."""
+SILLY = re.compile(rb".*/(\.nfs[0-9a-f]{24}|\.fuse_hidden[0-9a-f]{16})")
+"""Names of files that were removed while they were open, on NFS (fs/nfs/unlink.c) and FUSE (libfuse, hide_node()). The
+file system removes such a file when its last user closes it: it counts as one without a name.
+"""
 MAKESHIFT = b".torpor-"
 """Prefix of the names that a restore makes up."""
 
@@ -46,7 +50,7 @@ def another_name(path: str, device: int, inode: int) -> str | None:
 
 def lasting_name(path: str, status: os.stat_result) -> str:
     """The name of an open file in /proc/PID/fd; if that is gone or another file's, another name of the file."""
-    if not path.endswith(DELETED) or not status.st_nlink or os.path.lexists(path):
+    if not path.endswith(DELETED) or not status.st_nlink or os.path.lexists(path) or is_silly(path):
         return path
     return another_name(path, status.st_dev, status.st_ino) or path
 
@@ -69,6 +73,11 @@ def is_used(device: int, inode: int) -> bool:
                 if (status.st_dev, status.st_ino) == (device, inode):
                     return True
     return False
+
+
+def is_silly(path: str | bytes) -> bool:
+    """Whether a file was removed while it was open, and has this name from its file system until it is closed."""
+    return SILLY.fullmatch(os.fsencode(path).removesuffix(DELETED.encode())) is not None
 
 
 def makeshift_name() -> bytes:

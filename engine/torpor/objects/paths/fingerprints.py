@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from enum import Enum
 from typing import TypeAlias
 
@@ -24,7 +25,9 @@ from torpor.objects.paths.same_file import key_of, open_same
 WHOLE = 256 << 10
 """The largest file that is hashed completely, in bytes."""
 WHOLE_IN_PLACE = 64 << 20
-"""The same for a file that the program writes anywhere, since samples would not show that."""
+"""The same for a file that the program may write anywhere, since samples would not show that."""
+WHOLE_MAPPED = 1 << 30
+"""The same for a file that is mapped for writing: its times do not show all writes."""
 _EDGE, _SAMPLE, _SAMPLES = 64 << 10, 4 << 10, 16
 _PIECE = 1 << 20
 _SETTLED_NS = 2_000_000_000
@@ -43,6 +46,7 @@ class Change(Enum):
     GROWN = "it grew"
     CUT = "it was cut"
     CHANGED = "its content was changed"
+    UNKNOWN = "whether it was changed cannot be told"
 
 
 def note_stat(file: File, was: os.stat_result) -> None:
@@ -51,21 +55,23 @@ def note_stat(file: File, was: os.stat_result) -> None:
     file.dev, file.ino, file.mode = was.st_dev, was.st_ino, was.st_mode
 
 
-def note(file: File, was: os.stat_result, *, in_place: bool) -> None:
+def note(file: File, was: os.stat_result, *, in_place: bool, whole: int | None = None) -> None:
     """Write the hash of a file's content to the image, if the file has not changed since `was`.
 
     Args:
         file: its message, with its path.
         was: its status at the freeze.
         in_place: whether the program writes anywhere in it, not only at its end.
+        whole: the largest size to hash completely; None: as `in_place` says.
     """
+    if whole is None:
+        whole = WHOLE_IN_PLACE if in_place else WHOLE
     try:
         fd = open_same(file.path, key_of(was))
     except OSError:
         return  # not readable, gone, or replaced: at a restore it must be unchanged
     try:
-        whole = was.st_size <= (WHOLE_IN_PLACE if in_place else WHOLE)
-        found = _digest_known(fd, was, whole)
+        found = _digest_known(fd, was, was.st_size <= whole)
         now = os.fstat(fd)
     except OSError:
         return
@@ -73,7 +79,28 @@ def note(file: File, was: os.stat_result, *, in_place: bool) -> None:
         os.close(fd)
     grown = not in_place and os.path.samestat(was, now) and now.st_size > was.st_size
     if grown or _times(was) == _times(now):
-        file.content.digest, file.content.whole = found, whole
+        file.content.digest, file.content.whole = found, was.st_size <= whole
+
+
+def note_mapped(image: pb.Tree, *, runs_on: bool) -> None:
+    """Write the hashes of the files that are mapped for writing, unless the image has their content.
+
+    A write to a page that is still to be written to disk does not change the file's times. So of a file that is too
+    large for a hash nobody can tell later whether a tree that runs on has changed it: it has an empty one.
+    """
+    mapped = mapped_to_write(image)
+    files: list[File] = [one.file for one in image.descriptions if one.WhichOneof("kind") == "file"]
+    files += image.files
+    for file in files:
+        if (file.dev, file.ino) not in mapped or file.content.digest:
+            continue
+        if runs_on and file.size > WHOLE_MAPPED:
+            file.content.whole = True
+            continue
+        with suppress(OSError):  # it is gone: at a restore it must be unchanged
+            was = os.stat(file.path)
+            if _times(was) == (file.dev, file.ino, file.size, file.mtime_ns, file.ctime_ns):
+                note(file, was, in_place=True, whole=WHOLE_MAPPED)
 
 
 def change(file: File, fd: int, *, in_place: bool) -> Change:
@@ -87,6 +114,8 @@ def change(file: File, fd: int, *, in_place: bool) -> Change:
     now = os.fstat(fd)
     grown = Change.GROWN if now.st_size > file.size else Change.NONE
     same = _times(now) == (file.dev, file.ino, file.size, file.mtime_ns, file.ctime_ns)
+    if file.content.whole and not file.content.digest:
+        return Change.UNKNOWN
     # Writes through a mapping change the file's time later, or never (tmpfs): compare all that is known.
     if same and not (in_place and file.content.whole):
         return Change.NONE
@@ -149,9 +178,14 @@ def writes(flags: int) -> bool:
     return not flags & os.O_PATH and flags & os.O_ACCMODE != os.O_RDONLY
 
 
+def may_write_anywhere(flags: int) -> bool:
+    """Whether a description may write, and not only at the end of the file, wherever its position is (pwrite(2))."""
+    return writes(flags) and not flags & os.O_APPEND
+
+
 def writes_anywhere(flags: int, position: int, size: int) -> bool:
     """Whether a description may write, and, by its position, not only at the end of the file."""
-    return writes(flags) and not flags & os.O_APPEND and position < size
+    return may_write_anywhere(flags) and position < size
 
 
 def written(image: pb.Tree) -> Iterator[tuple[bytes, File]]:

@@ -21,13 +21,14 @@ from torpor import procfs
 from torpor.errors import Reason
 from torpor.objects.kind import GrabbedDescriptors, OpenFile
 from torpor.objects.paths import inode_search
-from torpor.objects.paths.file_names import another_name, is_gone
+from torpor.objects.paths.file_names import DELETED, another_name, is_gone, is_silly
 from torpor.objects.paths.same_file import Key, device_of, is_mapped
 from torpor.procfs import Mapping
 from torpor.remote.naming import describe_process
 
 _MADE_UP = (b"/memfd:", b"/dev/zero", b"/SYSV", b"/anon_hugepage", b"/secretmem")
 """How the names of objects that were never on a file system begin in maps."""
+_DELETED = DELETED.encode()
 _SHM = b"/dev/shm/"
 _MOST = 2000
 """The most names to look at for a file that perhaps has none: the tree stands still meanwhile."""
@@ -55,6 +56,8 @@ class MappedNames:
             pid: the process, frozen.
             mapping: one of its mappings.
         """
+        if is_silly(mapping.name):
+            return mapping._replace(name=mapping.name.removesuffix(_DELETED) + _DELETED)
         if not mapping.inode or not is_gone(mapping.name, mapping.inode) or mapping.name.startswith(_MADE_UP):
             return mapping
         key = device_of(mapping), mapping.inode

@@ -4,10 +4,10 @@ Examples are a compiler's temporary file, a database's journal, a result that is
 counters of a Java virtual machine. Without such a file a snapshot could not be woken once the file is removed. So the
 image has the content of a file that
 
-* is open, or mapped so that writes reach it, and has a name;
+* is open or mapped, as a program or library too, and has a name;
 * belongs to the user whose job it is;
-* is open for writing, mapped for writing, or was changed since the job began: since its first process started,
-  however often it was woken since then;
+* is open for writing, mapped for writing, or was made or changed since the job began, whatever its modification time
+  says: since its first process started, however often it was woken since then;
 * has at most `limit` bytes: $TORPOR_SMALL_FILES, 4 MiB if that is not set; 0 keeps none.
 
 Its file system does not matter, except that files of /dev/shm are always kept. It is copied under the freeze, so that
@@ -40,6 +40,11 @@ from torpor.util import settings
 _LAG_NS = 100_000_000
 """Nanoseconds by which the time of a file that a job makes may lie before the job's start: it is that of the last tick
 (fs/inode.c, current_time())."""
+_older: set[tuple[int, bytes, bytes, int]] = set()
+"""Programs and libraries that are older than a job, by its beginning, their names, devices and inodes: in a series, a
+network is not asked for them again under each freeze.
+"""
+_MOST_OLDER = 100_000
 _AT_ONCE = 4
 """The most files of the largest size."""
 
@@ -91,14 +96,24 @@ class SmallFiles:
     def take_mapped(self, maps: Iterable[Mapping]) -> None:
         """Copy files in a process's mappings that must be kept."""
         for mapping in maps:
-            if mapping.shared and mapping.name.startswith(b"/"):
-                path = os.fsdecode(mapping.name)
-                try:
-                    status = os.stat(path)
-                except OSError:
-                    continue
-                if status.st_ino == mapping.inode:
-                    self.take(path, path, status, written=mapping.writable)
+            known = self.began_ns, mapping.name, mapping.device, mapping.inode
+            if not mapping.name.startswith(b"/") or known in _older:
+                continue
+            path = os.fsdecode(mapping.name)
+            try:
+                status = os.stat(path)
+            except OSError:
+                continue
+            if status.st_ino == mapping.inode:
+                self.take(path, path, status, written=mapping.shared and mapping.writable)
+                if not mapping.shared and not self._made(status):
+                    if len(_older) >= _MOST_OLDER:
+                        _older.clear()
+                    _older.add(known)
+
+    def _made(self, status: os.stat_result) -> bool:
+        """Whether a file was made or changed since the job began. tar and unzip give new files an old st_mtime."""
+        return status.st_ctime_ns >= self.began_ns - _LAG_NS
 
     def take(self, path: str, reached: str, status: os.stat_result, *, written: bool) -> None:
         """Copy a file if it must be kept.
@@ -110,8 +125,7 @@ class SmallFiles:
             written: whether the tree may write to it.
         """
         wanted = stat.S_ISREG(status.st_mode) and status.st_nlink and status.st_uid == self._uid
-        made = status.st_mtime_ns >= self.began_ns - _LAG_NS
-        if not wanted or not (written or made) or OF_KERNEL.match(os.fsencode(path)):
+        if not wanted or not (written or self._made(status)) or OF_KERNEL.match(os.fsencode(path)):
             return
         if status.st_size > min(self._limit, self._left) or not self._limit or key_of(status) in self._copies:
             return

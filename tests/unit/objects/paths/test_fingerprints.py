@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.objects.fds.descriptor_tree import holder
-from torpor.image.image_pb2 import RegularFile, Tree
+from torpor.image.image_pb2 import FileRef, RegularFile, Tree, Vma
 from torpor.objects.fds import descriptors
 from torpor.objects.paths import fingerprints
 from torpor.objects.paths.fingerprints import WHOLE, WHOLE_IN_PLACE, Change
@@ -35,7 +35,7 @@ def noted(path: Path, *, in_place: bool = False) -> RegularFile:
     return said
 
 
-def became(said: RegularFile, *, in_place: bool = False) -> Change:
+def became(said: fingerprints.File, *, in_place: bool = False) -> Change:
     fd = os.open(said.path, os.O_WRONLY)
     try:
         return fingerprints.change(said, fd, in_place=in_place)
@@ -118,6 +118,31 @@ def test_what_is_written_through_a_mapping_has_no_time(file: Path) -> None:
     said.ctime_ns, said.mtime_ns = now.st_ctime_ns, now.st_mtime_ns
     assert became(said, in_place=True) is Change.CHANGED
     assert became(said) is Change.NONE
+
+
+def test_a_file_that_is_mapped_for_writing_is_known_as_a_whole_or_not_at_all(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether a tree that runs on has changed it, its times do not tell."""
+
+    def mapped(*, runs_on: bool) -> FileRef:
+        image = Tree()
+        image.processes.add().memory.vmas.add(kind=Vma.FILE_SHARED, may_write=True, file=0)
+        fingerprints.note_stat(image.files.add(path=os.fsencode(file)), file.stat())
+        fingerprints.note_stat(image.files.add(path=b"/not/mapped"), file.stat())
+        image.files[1].ino += 1
+        fingerprints.note_mapped(image, runs_on=runs_on)
+        assert not image.files[1].content.digest
+        return image.files[0]
+
+    for runs_on in (True, False):
+        said = mapped(runs_on=runs_on)
+        assert said.content.whole and became(said, in_place=True) is Change.NONE
+        put(file, LARGE // 2 + 77777, b"x" if runs_on else b"y")
+        assert became(said, in_place=True) is Change.CHANGED
+    monkeypatch.setattr(fingerprints, "WHOLE_MAPPED", LARGE - 1)
+    assert became(mapped(runs_on=True), in_place=True) is Change.UNKNOWN
+    assert became(mapped(runs_on=False), in_place=True) is Change.NONE
 
 
 def test_in_a_series_a_file_that_stays_is_read_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
