@@ -51,6 +51,7 @@ def command(
     """
     import torpor
     from torpor.errors import SettingError
+    from torpor.restorer.run import become
     from torpor.util import settings
     from torpor_slurm.allocation import Allocation, is_supervised
 
@@ -91,7 +92,7 @@ def command(
     if name is not None:
         raise click.UsageError("--name is not for a Slurm job, which `torpor slurm` knows by its id.")
     if is_supervised(os.environ, allocation):
-        os.execvp(cmd[0], cmd)
+        become(cmd)
 
     from torpor.store import Store
     from torpor_slurm.beginning import Script

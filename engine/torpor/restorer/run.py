@@ -7,12 +7,13 @@ descendants of the launcher, which may trace them under every setting of Yama (p
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from torpor import procfs
 from torpor.errors import NotFound, Refused, RestoreFailed, TorporError, failing
@@ -62,6 +63,25 @@ def start(
             hold_signals=foreground,
         )
     return Job(init, *_command_pids(init.pid))
+
+
+def become(command: Sequence[str]) -> NoReturn:
+    """Execute a command in the place of this process.
+
+    Raises:
+        NotFound: there is no such program.
+        RestoreFailed: it could not be executed.
+    """
+    path = _found(command[0], None)
+    environment = inherited.environment()
+    with failing(RestoreFailed, "the command could not be started"):
+        inherited.restore_actions()
+        try:
+            os.execve(path, [*command], environment)
+        except OSError as error:
+            if error.errno != errno.ENOEXEC:  # else a script without "#!", which execvp(3) gives to a shell
+                raise
+            os.execve("/bin/sh", ["/bin/sh", path, *command[1:]], environment)
 
 
 def below_init(command: Sequence[str], environment: Mapping[str, str]) -> list[str]:

@@ -61,6 +61,12 @@ def ignored() -> frozenset[int]:
     return found - set(_IGNORED_BY_PYTHON)
 
 
+def restore_actions() -> None:
+    """Let the signals that Python ignores have the action again that a program executed in its place must inherit."""
+    for number in frozenset(_IGNORED_BY_PYTHON) - ignored():
+        signal.signal(number, signal.SIG_DFL)
+
+
 def _ignored_by(pid: str) -> frozenset[int]:
     # Not by torpor.procfs, which is on the floor above (tests/unit/house/test_floors.py).
     for line in Path(f"/proc/{pid}/status").read_bytes().split(b"\n"):  # a name may contain other line separators

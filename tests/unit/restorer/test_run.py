@@ -14,7 +14,7 @@ import torpor
 from torpor import processes
 from torpor.cli.run import _teller
 from torpor.errors import NotFound
-from torpor.restorer.run import _KeptSnapshots
+from torpor.restorer.run import _KeptSnapshots, become
 from torpor.store import SnapshotInfo, Store
 
 TOLD = """
@@ -116,3 +116,19 @@ def test_a_command_below_an_init_is_searched_where_it_will_be(tmp_path: Path) ->
     assert subprocess.run(torpor.below_init(["mine"], {"PATH": str(tmp_path)}), check=False).returncode == 7
     with pytest.raises(NotFound, match="no program 'mine'"):
         torpor.below_init(["mine"], {"PATH": "/nowhere"})
+
+
+def test_a_command_in_the_place_of_torpor_run_is_as_without_it(tmp_path: Path) -> None:
+    """As below a supervisor. Python itself ignores SIGPIPE and SIGXFSZ, and sets LC_CTYPE."""
+    script = tmp_path / "script"
+    script.write_text("grep SigIgn /proc/self/status; env; echo $*\n")
+    script.chmod(0o755)
+    words = f"from torpor.restorer.run import become; become(['{script}', 'a', 'b c'])"
+    env = {"PATH": os.environ["PATH"], "LC_ALL": "", "LANG": "C"}
+    told = [
+        subprocess.check_output(command, env=env, cwd=tmp_path, text=True)
+        for command in (["sh", str(script), "a", "b c"], [sys.executable, "-c", words])
+    ]
+    assert told[0] == told[1]
+    with pytest.raises(NotFound):
+        become(["/nonexistent"])
