@@ -20,6 +20,14 @@ HERE = Path(__file__).parent
 PROGRAM = HERE.parent / "conformance" / "victims" / "rewrites.c"
 USED, TIGHT, AMPLE = 96, 150, 400
 """MiB."""
+SHARED = """
+import mmap, signal, sys
+memory = mmap.mmap(-1, int(sys.argv[1]) << 20)
+for at in range(0, len(memory), mmap.PAGESIZE):
+    memory[at] = 1
+print("ready", flush=True)
+signal.pause()
+"""
 SAVE = """
 import sys, torpor
 with torpor.Series() as series:
@@ -32,7 +40,10 @@ import os, signal, sys, torpor
 lost = []
 def find():
     for name in filter(str.isdigit, os.listdir("/proc")):
-        tracer = open(f"/proc/{name}/status").read().split("TracerPid:")[1].split()[0]
+        try:
+            tracer = open(f"/proc/{name}/status").read().split("TracerPid:")[1].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended
         if tracer in os.listdir("/proc/self/task") and int(name) != int(sys.argv[1]):
             yield int(name)
 def lose(_done, _all):
@@ -75,27 +86,33 @@ def group(limit: int) -> Iterator[Path]:
         made.rmdir()
 
 
+def start(user: User, made: Path, *command: str | Path) -> Any:
+    """Start a command in a group."""
+    waiting: list[str | Path] = ["sh", "-c", 'read -r _ && exec "$@"', "sh", *command]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    job = user.popen(waiting, **pipes)
+    (made / "cgroup.procs").write_text(str(job.pid))
+    job.stdin.write(b"\n")
+    job.stdin.flush()
+    return job
+
+
 @contextmanager
-def running(user: User, program: Path, limit: int) -> Iterator[int]:
+def running(user: User, made: Path, *command: str | Path) -> Iterator[int]:
     """The program in such a group; its PID."""
-    with group(limit) as made:
-        waiting: list[str | Path] = ["sh", "-c", 'read -r _ && exec "$@"', "sh", program, str(USED)]
-        job = user.popen(waiting, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        try:
-            (made / "cgroup.procs").write_text(str(job.pid))
-            job.stdin.write(b"\n")
-            job.stdin.flush()
-            assert job.stdout.readline() == b"ready\n"
-            yield job.pid
-            assert job.poll() is None, f"the job was killed: {job.returncode}"
-        finally:
-            job.kill()
-            job.communicate()
+    job = start(user, made, *command)
+    try:
+        assert job.stdout.readline() == b"ready\n"
+        yield job.pid
+        assert job.poll() is None, f"the job was killed: {job.returncode}"
+    finally:
+        job.kill()
+        job.communicate()
 
 
 def notices(stage: Stage, user: User, limit: int) -> list[str]:
     """What two checkpoints of a series tell of the job, which runs on."""
-    with running(user, build(PROGRAM, stage.programs), limit) as pid:
+    with group(limit) as made, running(user, made, build(PROGRAM, stage.programs), str(USED)) as pid:
         done = user.run([BIN / "python", "-c", SAVE, str(pid)])
         assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
@@ -108,6 +125,15 @@ def test_where_copies_do_not_fit_it_stands_still(stage: Stage, as_user: User) ->
 
 def test_where_they_do_it_runs_on(stage: Stage, as_user: User) -> None:
     assert notices(stage, as_user, AMPLE) == ["nothing"] * 2
+
+
+def test_shared_memory_that_fits_only_once_is_copied_to_disk(as_user: User) -> None:
+    """The saver is in the job's group, as in a job of Slurm."""
+    with group(TIGHT + USED // 2) as made, running(as_user, made, BIN / "python", "-c", SHARED, str(USED)) as pid:
+        saver = start(as_user, made, BIN / "torpor", "checkpoint", "--store", "store", str(pid))
+        _, error = saver.communicate()
+        assert saver.returncode == 0, error
+        assert b"of its shared memory was copied to disk: memory is short" in error
 
 
 def test_a_snapshot_is_killed_first_and_the_job_stands_still_then(stage: Stage, as_user: User) -> None:

@@ -58,6 +58,11 @@ def shortage(private: Mapping[int, int]) -> str:
     return ""
 
 
+def room() -> int:
+    """How many bytes this process can still use."""
+    return min(group.room for group in (*_groups(procfs.read("/proc/self/cgroup")), _host())) - _SPARE
+
+
 def _host() -> _Group:
     lines = (line.split() for line in procfs.read("/proc/meminfo").splitlines())
     fields = {words[0]: int(words[1]) << 10 for words in lines}

@@ -33,7 +33,8 @@ from torpor.objects.memory.incremental import Before
 from torpor.objects.memory.own_pages import PageWriter, Progress, Ranges
 from torpor.objects.paths import bundle, small_files
 from torpor.objects.paths.bundle import Along, Changing
-from torpor.objects.process import daemons, seccomp, sharing, threads, tree
+from torpor.objects.paths.file_content import Buffers
+from torpor.objects.process import daemons, seccomp, sharing, texts, threads, tree
 from torpor.objects.registry import PROCESS_PARTS, THREAD_PARTS, TREE_PARTS
 from torpor.objects.sockets import tcp_repair
 from torpor.remote import killing
@@ -167,7 +168,7 @@ def checkpoint(
         home.create()
     command = procfs.command_line(root)  # not under the freeze: it only names the job
     taken_along = Along(bundle_files, tuple(os.path.abspath(one) if "/" in one else one for one in with_files))
-    how = _How(command, then, still, last, series, reset_outside, keep_tcp, taken_along, stdio, stats)
+    how = _How(command, home.path, then, still, last, series, reset_outside, keep_tcp, taken_along, stdio, stats)
 
     def work(interruption: Interruption) -> SnapshotInfo:
         def tell(done: int, expected: int) -> None:
@@ -241,6 +242,8 @@ class _How:
 
     command: Sequence[bytes]
     """The command line of the tree's root."""
+    directory: str
+    """Of the store: for what there is no memory."""
     then: Then
     still: str
     """Why the tree stays frozen until its image is written; empty if it runs on once its memory is forked."""
@@ -283,6 +286,7 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
     """Do everything from the freeze to the stop or kill, in the tracing thread."""
     began = time.monotonic_ns()
     waits = Waits()
+    buffers = Buffers(cgroups.room(), how.directory)
 
     def look() -> None:
         waits.look(tree.tasks(root))
@@ -291,7 +295,7 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
         no_collection() as calm,
         Workers(1) as pool,  # before the freeze: on a busy host it takes a while until a thread runs
         Frozen(root, FREEZE_SECONDS, how.last, how.hold, partial(daemons.seen, root), look) as frozen,
-        TreeDump(frozen.processes, waits, how.series, how.still, again=how.then == "run", pool=pool) as taken,
+        TreeDump(frozen.processes, waits, how.series, how.still, buffers, again=how.then == "run", pool=pool) as taken,
     ):
         try:
             taken.grab(reset_outside=how.reset_outside, stdio=how.stdio)
@@ -418,8 +422,8 @@ def _preflight_parts(process: tree.Seen) -> Iterator[Reason]:
 def _private(seen: Sequence[tree.Seen]) -> Iterator[tuple[int, int]]:
     """Yield the PID and the bytes of private memory of each living process."""
     for process in seen:
-        if size := process.status.get(b"RssAnon"):
-            yield process.pid, int(size.split()[0]) << 10
+        if size := texts.private_memory(process.status):
+            yield process.pid, size
 
 
 def _look(

@@ -23,8 +23,9 @@ from torpor.objects.memory.own_pages import Ranges
 from torpor.objects.memory.shared_memory import SharedMemory
 from torpor.objects.part import EnteredTree, TreePart
 from torpor.objects.paths import fingerprints
+from torpor.objects.paths.file_content import Buffers
 from torpor.objects.paths.mapped_names import MappedNames
-from torpor.objects.process import birth_order, host_requirements, security_labels, tree
+from torpor.objects.process import birth_order, host_requirements, security_labels, texts, tree
 from torpor.objects.registry import TREE_PARTS
 from torpor.objects.sockets import buffers
 from torpor.remote.code_stubs import CodeStubs
@@ -32,6 +33,7 @@ from torpor.remote.freeze import Process
 from torpor.remote.snapshot import Watch
 from torpor.remote.waits import Waits
 from torpor.store import SnapshotWriter
+from torpor.util.sizes import readable
 
 _STUBS = CodeStubs()
 
@@ -50,6 +52,7 @@ class TreeDump:
         waits: Waits,
         series: Series | None,
         still: str,
+        buffers: Buffers | None = None,
         *,
         again: bool,
         pool: Executor | None = None,
@@ -61,6 +64,7 @@ class TreeDump:
             waits: the system calls that its threads wait in.
             series: its earlier checkpoints.
             still: why the tree stays frozen until its image is written; empty if its memory is to be forked.
+            buffers: for shared memory and files in memory; None: memory, however much it takes.
             again: whether the tree will run on, so that another checkpoint of the series may follow.
             pool: scans the snapshots of its memory; None if there will be none.
             built: for a tree that a restore has just built. The contents of memory and files are not read then. None
@@ -72,7 +76,8 @@ class TreeDump:
         self._built = built
         self._before: dict[Key, Before] = {}
         self._still = still
-        self.shared = SharedMemory(content=built is None)
+        self._buffers = buffers or Buffers()
+        self.shared = SharedMemory(None if built else self._buffers)
         self.files: MappedFiles | None = None
         self.descriptors: descriptors.GrabbedDescriptors
         self._names: MappedNames
@@ -144,6 +149,8 @@ class TreeDump:
         self.descriptors = descriptors.grab(
             list(stats), reset_outside=reset_outside, stdio=stdio, stats=stats, built=self._built
         )
+        if self.forked:  # the kernel copies what is written while the forks are read
+            self._buffers.reserve(sum(texts.private_memory(taken.texts.status) for taken in self._living()))
         for file in descriptors.memory_files(self.descriptors):
             self.shared.grab_file(file)
         self._names = MappedNames(self.descriptors)
@@ -157,6 +164,9 @@ class TreeDump:
             raise Refused("the tree has mapped files that cannot be kept", self._names.reasons)
         self.notices += self._names.notices
         descriptors.ask(self.descriptors, {taken.pid: taken.ask for taken in self._living()})
+        if self._buffers.on_disk:
+            size = readable(self._buffers.on_disk)
+            self.notices.append(f"it stood still while {size} of its shared memory was copied to disk: memory is short")
         self._take_parts()
         self._take_memory()
         # A snapshot outlives its process, and has the same root and current directory.

@@ -29,7 +29,7 @@ from torpor.objects.fds.memfd import MemoryFile, is_temporary
 from torpor.objects.memory import shared_mappings, vmas
 from torpor.objects.paths import directories, file_attributes, file_content
 from torpor.objects.paths.file_attributes import Attributes
-from torpor.objects.paths.file_content import Content
+from torpor.objects.paths.file_content import Buffers, Content
 from torpor.objects.paths.file_names import is_gone, is_used
 from torpor.objects.paths.opener import O_TMPFILE, Opener, Openers
 from torpor.objects.paths.same_file import device_of, open_mapped
@@ -116,9 +116,9 @@ def key_of(mapping: Mapping) -> Key:
 class SharedMemory:
     """The shared memory of a tree: grabbed under the freeze, described afterwards."""
 
-    def __init__(self, *, content: bool = True) -> None:
-        """`content` False: describe the memory without its content."""
-        self._content = content
+    def __init__(self, buffers: Buffers | None) -> None:
+        """`buffers`: for the content; None: describe the memory without it."""
+        self._buffers = buffers
         self.segments: dict[Key, Segment] = {}
         self._image: pb.Tree | None = None
         self._empty = -1
@@ -130,8 +130,8 @@ class SharedMemory:
         self.segments[file.stat.st_dev, file.stat.st_ino] = segment
 
     def _copy(self, fd: int, segment: Segment) -> None:
-        if self._content:
-            file_content.copy(fd, segment)
+        if self._buffers:
+            file_content.copy(fd, segment, self._buffers)
         else:
             segment.size = os.fstat(fd).st_size
             os.close(fd)
@@ -160,11 +160,11 @@ class SharedMemory:
             if segment.whole or not new:
                 continue
             segment.seen = union([*segment.seen, *new])
-            if not self._content:  # do not look for its end either: a touch would give the tree pages
+            if not self._buffers:  # do not look for its end either: a touch would give the tree pages
                 segment.size = max(segment.size, end)
             else:
                 wanted.append((mapping, segment, new))
-        if not wanted:
+        if not wanted or not self._buffers:
             return
         there: dict[Mapping, list[Range]] = {}
         if not shared_mappings.is_swapping():
@@ -175,7 +175,7 @@ class SharedMemory:
             end = mapping.offset + mapping.end - mapping.start
             if mapping in there:
                 new = intersection(there[mapping], new)  # noqa: PLW2901  skip pages that do not exist
-            complete = shared_mappings.read(pid, mapping, new, segment.room(new))
+            complete = shared_mappings.read(pid, mapping, new, segment.room(new, self._buffers))
             if _may_be_cut(mapping) and not (complete and new and new[-1][1] == end):
                 readable = memory.readable_end(pid, mapping.start, mapping.end)
                 if readable == mapping.start:
@@ -214,7 +214,7 @@ class SharedMemory:
         if segment is None or segment.whole:
             return segment
         end = mapping.offset + mapping.end - mapping.start
-        pieces = [(at, at + len(content)) for at, content in segment.pieces.items()] if self._content else segment.seen
+        pieces = [(at, at + len(content)) for at, content in segment.pieces.items()] if self._buffers else segment.seen
         return segment if any(start <= mapping.offset and end <= stop for start, stop in pieces) else None
 
     @property

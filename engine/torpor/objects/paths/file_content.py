@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -36,10 +37,10 @@ class Content:
     pieces: dict[int, memoryview] = field(default_factory=dict)
     """By offset; the rest is zero."""
 
-    def room(self, runs: Sequence[Range]) -> memoryview:
-        """Memory for the content of ranges of offsets, one after the other."""
+    def room(self, runs: Sequence[Range], buffers: Buffers) -> memoryview:
+        """A buffer for the content of ranges of offsets, one after the other."""
         total = sum(end - start for start, end in runs)
-        content = memoryview(_fresh(total) if total else b"")
+        content = memoryview(buffers.take(total) if total else b"")
         position = 0
         for start, end in runs:
             self.pieces[start] = content[position : position + end - start]
@@ -47,12 +48,37 @@ class Content:
         return content
 
 
-def _fresh(size: int) -> mmap.mmap:
-    """Memory to be filled under the freeze. With huge pages, page faults take a twentieth of the time."""
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # the kernel has none
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return memory
+class Buffers:
+    """Buffers for what is copied under the freeze: in memory while there is room, then in files without a name."""
+
+    def __init__(self, room: int = _LARGEST, directory: str | os.PathLike[str] = ".") -> None:
+        """
+        Args:
+            room: the bytes of memory that may be used.
+            directory: where the files are made.
+        """
+        self._room = room
+        self._directory = directory
+        self.on_disk = 0
+        """Bytes for which there was no memory."""
+
+    def reserve(self, size: int) -> None:
+        """Leave so many bytes of memory to others."""
+        self._room -= size
+
+    def take(self, size: int) -> mmap.mmap:
+        """A buffer. Raises OSError: the disk is full."""
+        if size > self._room:
+            self.on_disk += size
+            with tempfile.TemporaryFile(dir=self._directory) as file:
+                # With a hole, a write to a full disk would be SIGBUS.
+                os.posix_fallocate(file.fileno(), 0, size)
+                return mmap.mmap(file.fileno(), size)
+        self._room -= size
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with suppress(OSError):  # the kernel has no huge pages; with them page faults take a twentieth of the time
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        return memory
 
 
 def seek(fd: int, offset: int, whence: int) -> int | None:
@@ -72,12 +98,12 @@ def data(fd: int, start: int, end: int) -> Iterator[Range]:
         yield found, start
 
 
-def copy(fd: int, into: Content) -> None:
+def copy(fd: int, into: Content, buffers: Buffers) -> None:
     """Copy a whole file, and close it."""
     try:
         into.size = os.fstat(fd).st_size
         runs = list(data(fd, 0, into.size))
-        into.room(runs)
+        into.room(runs, buffers)
         for start, _ in runs:
             view, done = into.pieces[start], 0
             # A read of 0 bytes: a process outside of the tree has truncated the file meanwhile.

@@ -29,7 +29,7 @@ from blake3 import blake3
 from torpor import procfs
 from torpor.errors import NO_ROOM
 from torpor.objects.paths import file_content
-from torpor.objects.paths.file_content import Content
+from torpor.objects.paths.file_content import Buffers, Content
 from torpor.objects.paths.file_names import OF_KERNEL
 from torpor.objects.paths.fingerprints import File, note_stat
 from torpor.objects.paths.same_file import key_of, open_same
@@ -136,6 +136,6 @@ class SmallFiles:
                 raise
             return  # not readable, or another: like any other file, it must be there at the restore
         copy = Copy(name=os.fsencode(path), status=os.fstat(fd))
-        file_content.copy(fd, copy)
+        file_content.copy(fd, copy, Buffers())  # all of them together are small
         self._copies[key_of(status)] = copy
         self._left -= copy.size

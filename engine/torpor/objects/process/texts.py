@@ -16,6 +16,11 @@ def own_pid_of(status: Mapping[bytes, bytes]) -> int:
     return int(status[b"NSpid"].split()[-1])
 
 
+def private_memory(status: Mapping[bytes, bytes]) -> int:
+    """Bytes of anonymous memory of a process, from its /proc/PID/status; 0 if it has no memory."""
+    return int(status.get(b"RssAnon", b"0").split()[0]) << 10
+
+
 @dataclass
 class Texts:
     """The texts of a process as they were under the freeze."""

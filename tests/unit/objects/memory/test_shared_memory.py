@@ -15,6 +15,7 @@ from tests.leaks import no_more_descriptors
 from tests.unit.objects.process.inside import answers
 from torpor import procfs
 from torpor.objects.memory.shared_memory import SharedMemory
+from torpor.objects.paths.file_content import Buffers
 from torpor.objects.process import texts
 from torpor.procfs import PAGE, Mapping
 from torpor.remote.batch import Batch, Replies
@@ -53,7 +54,7 @@ def content(shared: SharedMemory) -> bytes:
 def test_a_file_with_a_name_is_copied_whole_though_a_part_is_mapped(name: Path) -> None:
     name.write_bytes(b"x" * PAGE + b"y" * PAGE + b"tail")
     memory, mapping = mapped(name, 1, 1)
-    shared = SharedMemory()
+    shared = SharedMemory(Buffers())
     with memory, no_more_descriptors():
         shared.grab_mapped(os.getpid(), [mapping], asked)
     assert content(shared) == name.read_bytes()
@@ -74,7 +75,7 @@ def test_a_file_for_which_there_is_no_descriptor_is_not_cut_in_silence(
 
     monkeypatch.setattr(os, "open", none_left)
     with memory, pytest.raises(OSError, match="Too many open files"):
-        SharedMemory().grab_mapped(os.getpid(), [mapping], asked)
+        SharedMemory(Buffers()).grab_mapped(os.getpid(), [mapping], asked)
 
 
 def test_of_a_file_whose_name_is_another_ones_what_is_mapped_is_kept(name: Path) -> None:
@@ -82,7 +83,7 @@ def test_of_a_file_whose_name_is_another_ones_what_is_mapped_is_kept(name: Path)
     memory, mapping = mapped(name, 1)
     name.unlink()
     name.write_bytes(b"another")
-    shared = SharedMemory()
+    shared = SharedMemory(Buffers())
     with memory:
         shared.grab_mapped(os.getpid(), [mapping], asked)
     assert content(shared) == b"x" * PAGE
@@ -94,7 +95,7 @@ def test_pieces_of_several_mappings_come_together(name: Path) -> None:
     second, other = mapped(name, 3, 1)
     first[0:1], second[2 * PAGE : 2 * PAGE + 1] = b"a", b"b"
     name.unlink()
-    shared = SharedMemory()
+    shared = SharedMemory(Buffers())
     with first, second:
         shared.grab_mapped(os.getpid(), [one, other], asked)
     found = content(shared)
@@ -108,6 +109,6 @@ def test_memory_behind_the_end_of_its_file_is_not_there(name: Path) -> None:
     with memory:
         os.truncate(name, 0)
         name.unlink()
-        shared = SharedMemory()
+        shared = SharedMemory(Buffers())
         shared.grab_mapped(os.getpid(), [mapping], asked)
         assert content(shared) == b""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from torpor.errors import ImageDamaged
 from torpor.image import image_pb2 as pb
 from torpor.objects.memory.own_pages import PageWriter
 from torpor.objects.paths import file_content
-from torpor.objects.paths.file_content import Content
+from torpor.objects.paths.file_content import Buffers, Content
 from torpor.procfs import PAGE
 from torpor.store import Store
 
@@ -30,8 +31,32 @@ def opened(path: Path) -> int:
 
 def copied(path: Path) -> Content:
     content = Content()
-    file_content.copy(os.open(path, os.O_RDONLY), content)
+    file_content.copy(os.open(path, os.O_RDONLY), content, Buffers())
     return content
+
+
+def test_what_does_not_fit_into_memory_is_copied_to_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content" * MANY)
+    size = 7 * MANY
+    for buffers, on_disk in ((Buffers(size, tmp_path), 0), (Buffers(size - 1, tmp_path), size)):
+        content = Content()
+        file_content.copy(os.open(tmp_path / "file", os.O_RDONLY), content, buffers)
+        assert bytes(content.pieces[0]) == b"content" * MANY
+        assert buffers.on_disk == on_disk
+    buffers = Buffers(size, tmp_path)
+    buffers.reserve(size)
+    buffers.take(1)
+    assert buffers.on_disk == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_is_an_error_and_no_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(fd: int, start: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        Buffers(0, tmp_path).take(4096)
 
 
 def stored(store: Store, content: Content) -> pb.PageTable:
@@ -92,9 +117,9 @@ def test_a_file_that_becomes_shorter_while_it_is_copied_has_zeros(
     path.write_bytes(b"x" * 3 * PAGE)
     room = Content.room
 
-    def cut(content: Content, runs: Sequence[tuple[int, int]]) -> memoryview:
+    def cut(content: Content, runs: Sequence[tuple[int, int]], buffers: Buffers) -> memoryview:
         os.truncate(path, PAGE)
-        return room(content, runs)
+        return room(content, runs, buffers)
 
     monkeypatch.setattr(Content, "room", cut)
     assert whole(copied(path)) == b"x" * PAGE + bytes(2 * PAGE)
