@@ -170,8 +170,8 @@ class Plan:
         return sum(process.given_size + process.fill_size for process in self.processes)
 
     def explain(self) -> str:
-        """Return the plan as text, a line for each call."""
-        return "\n".join(self._lines())
+        """Return the plan as text, a line for each call: a newline in a name is written as ``\\n``."""
+        return "\n".join(line.replace("\n", "\\n") for line in self._lines())
 
     def _lines(self) -> Iterator[str]:
         yield from (f"warning: {warning}" for warning in self.warnings)

@@ -166,6 +166,15 @@ def test_a_plan_can_be_read(here: Here) -> None:
     assert f"thread {CHILD + 1000}:" in told
 
 
+def test_a_newline_in_a_name_makes_no_line_of_a_plan(here: Here) -> None:
+    image = tree()
+    lines = len(plan(image, here).explain().splitlines())
+    image.processes[0].threads[0].name = b"na\nme"
+    told = plan(image, here).explain().splitlines()
+    assert len(told) == lines
+    assert f"process {ROOT} (na\\nme):" in told
+
+
 def test_a_zombie_ends_as_it_did(here: Here) -> None:
     image = tree()
     image.processes.add(pid=7000, ppid=ROOT, pgid=ROOT, sid=ROOT, zombie=True, exit_status=3 << 8).threads.add(
