@@ -54,6 +54,7 @@ gone = open("gone", "w+"); gone.write("x" * 5000); gone.flush(); os.unlink("gone
 directory = os.open(".", os.O_RDONLY); name = os.open("/etc/passwd", os.O_PATH)
 zero = os.open("/dev/zero", os.O_RDONLY)
 r, w = os.pipe(); os.write(w, b"x")
+p, q = os.pipe2(os.O_DIRECT); os.write(q, b"x"); os.write(q, b"yz")
 os.mkfifo("fifo"); fifo = os.open("fifo", os.O_RDONLY | os.O_NONBLOCK)
 n = syscall(NR.eventfd2, 3, 0)
 e = select.epoll(); e.register(r); e.register(n)
@@ -343,7 +344,7 @@ def faults(body: bytes, chosen: list[Mutation]) -> Iterator[str]:
 
 
 RARE = {"Bundle", "Filter", "Folder", "KeptConnection", "Keyring", "Netlink", "SecretKey", "Membership", "Mount",
-        "Outside", "PipeRun", "PosixQueue", "ProcFile", "NameOnly", "Speculation", "Session", "PageRuns",
+        "Outside", "PosixQueue", "ProcFile", "NameOnly", "Speculation", "Session", "PageRuns",
         "Pidfd"}  # fmt: skip
 """Kinds of messages that the image need not have."""
 
