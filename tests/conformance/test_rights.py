@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conformance import observe
-from tests.conformance.building import PYTHON
+from tests.conformance.building import PROGRAMS, PYTHON
 from tests.conformance.harness import PATIENCE, Actor, EngineError, Stage, alive, wait_until
 
 HOLDER = Path(__file__).parent / "edges" / "holder.py"
@@ -19,6 +19,23 @@ def listing(folder: Path) -> list[tuple[str, int, int, int]]:
     """What lies in a directory, with what a careless restore would change of it."""
     found = [(path, path.lstat()) for path in [folder, *sorted(folder.iterdir())]]
     return [(path.name, one.st_mode, one.st_ino, one.st_ctime_ns) for path, one in found]
+
+
+def test_moved_sockets(stage: Stage, user: Actor, root: Actor) -> None:
+    """Root puts the sockets of a user's tree where they were, as that user would."""
+    with stage.play(PROGRAMS / "sockets" / "unix_moved.py", user) as subject:
+        subject.wait_ready()
+        pids = list(observe.descendants(subject.root()))
+        store = stage.driver(root).directory / "store-moved-sockets"
+        snapshot = stage.driver(root).checkpoint(subject.root(), store, "kill")
+        subject.wait_gone(pids)
+        talk, pid = stage.driver(root).restore(snapshot, store)
+        with closing(talk):
+            subject.killed, subject.process, subject.top = True, None, pid
+            subject.go()
+            subject.judged()
+            assert talk.next(PATIENCE)["status"] == 0
+        wait_until(lambda: not alive(pid), "the end of the job's process")
 
 
 @pytest.mark.parametrize("way", ["link", "directory of root's"])

@@ -20,7 +20,7 @@ import struct
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
 
@@ -175,6 +175,10 @@ class Opener:
             self.call(NR.chmod, b"/proc/self/fd/%d\0" % fd, mode)
         finally:
             os.close(fd)
+
+    def own(self) -> Opener:
+        """One that opens with the restorer's own credentials."""
+        return replace(self, _rights=(self._own,))
 
     @property
     def users(self) -> set[int]:

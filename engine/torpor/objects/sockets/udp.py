@@ -358,8 +358,12 @@ def _fill(receiver: socket.socket, udp: UdpSocket, made: Sequence[socket.socket]
         return
     size = receiver.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
     buffers.enlarge(receiver, socket.SO_RCVBUF)
+    family = addresses.address(udp.senders[0]).host.version
     for message, origin in zip(udp.messages, udp.senders, strict=True):
         there = addresses.address(origin)
+        if there.host.version != family:  # connected to an IPv4 address, an IPv6 socket takes no IPv6 one
+            common.disconnect(receiver.fileno())
+            family = there.host.version
         receiver.connect(addresses.for_python(there, receiver.family))
         with _sender(there, made) as sender:
             here = addresses.address(addresses.local_name(receiver.fileno()))

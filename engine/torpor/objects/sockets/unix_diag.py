@@ -5,6 +5,7 @@ Documented in: sock_diag(7); include/uapi/linux/unix_diag.h.
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 from functools import cached_property
@@ -30,6 +31,8 @@ class Known(NamedTuple):
     shutdown: int
     inode: int | None
     """The inode of the file of its name: the lower 32 bits."""
+    device: int
+    """The device of that file's file system."""
     waiting: int
     """For a listener: the number of connections that were not accepted."""
     backlog: int
@@ -65,8 +68,14 @@ class Diagnosis:
                 struct.unpack("=I", peer)[0] if peer else None,
                 answer.get(UNIX_DIAG_SHUTDOWN, b"\0")[0],
                 struct.unpack_from("=I", file)[0] if file else None,
+                _device(struct.unpack_from("=4xI", file)[0]) if file else 0,
                 waiting,
                 backlog,
                 tuple(number for (number,) in struct.iter_unpack("=I", answer.get(UNIX_DIAG_ICONS, b""))),
             )
         return found
+
+
+def _device(number: int) -> int:
+    """A device as stat(2) shows it, of the kernel's own number (include/linux/kdev_t.h: 12 and 20 bits)."""
+    return os.makedev(number >> 20, number & 0xFFFFF)

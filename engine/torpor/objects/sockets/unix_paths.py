@@ -3,7 +3,7 @@
 A socket keeps the name that it was bound to: getsockname(2) returns it. Its file may be elsewhere: a relative name
 starts in an unknown directory, and a file may be renamed or linked into place, removed, or its name taken over by
 another socket. The kernel shows the file's inode number (UNIX_DIAG_VFS), by which it is found in the directory where it
-was made; root gets the file itself (SIOCUNIXFILE). A file that is not found has no name.
+was made, or near what the program uses; root gets the file itself (SIOCUNIXFILE). A file that is not found has no name.
 
 A restore binds a socket to its old name, if that is available for a moment, and moves its file to where it was. Until
 all connections are made, the file has some name by which the other sockets reach it.
@@ -11,6 +11,7 @@ all connections are made, the file has some name by which the other sockets reac
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
@@ -25,7 +26,7 @@ from typing import NamedTuple
 from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.image.image_pb2 import UnixSocket as UnixMessage
-from torpor.objects.paths.file_names import MAKESHIFT, is_gone, makeshift_name
+from torpor.objects.paths.file_names import is_gone, makeshift_name
 from torpor.objects.paths.opener import Opener
 from torpor.objects.sockets import addresses
 from torpor.remote.children import forked
@@ -147,8 +148,8 @@ class Bound:
     _waiting: list[tuple[Opener, bytes, UnixMessage]] = field(default_factory=list)
     """With the current name of the file."""
     _made: list[tuple[Opener, bytes]] = field(default_factory=list)
-    _folders: list[bytes] = field(default_factory=list)
-    """Directories of files that will have no name."""
+    _folders: list[tuple[Opener, bytes]] = field(default_factory=list)
+    """Directories that were made for a moment; those in others come later."""
 
     def bind(self, sock: socket.socket, unix: UnixMessage, opener: Opener) -> bytes:
         """Bind a socket as it was. An old file at its path must have been removed.
@@ -168,12 +169,13 @@ class Bound:
         except OSError:
             if not unix.moved:
                 raise
-            at = self._bind_apart(sock, unix.name, home)
-            self._made.append((opener, at))
+            at = self._bind_apart(sock, unix.name, home, opener)
         opener.chmod(at, 0o600)
         return self._hide(opener, at, unix) if at != path else self._wait(opener, at, unix)
 
     def _bind_at(self, sock: socket.socket, name: bytes, directory: bytes, opener: Opener) -> bytes:
+        if name.startswith(b"/proc/"):
+            raise OSError(errno.ENOENT, "it began at a descriptor of the program")
         if name.startswith(b"/"):
             opener.call(NR.bind, sock.fileno(), *address(name))
             at = name
@@ -188,21 +190,55 @@ class Bound:
         if unix.name.startswith(b"/"):
             with suppress(OSError):  # another file has the name
                 return self._hide(opener, self._bind_at(sock, unix.name, b"", opener), unix)
-        return self._bind_apart(sock, unix.name)
-
-    def _bind_apart(self, sock: socket.socket, name: bytes, home: bytes | None = None) -> bytes:
-        """Bind a socket to a name that starts in a new directory: in `home`, or in that for temporary files."""
         import tempfile  # noqa: PLC0415  seldom needed, and slow
 
-        folder = tempfile.mkdtemp(prefix=MAKESHIFT, dir=home or os.fsencode(tempfile.gettempdir()))
-        self._folders.append(folder)
+        # Its user may not write to the restorer's directory for temporary files.
+        own = opener.own()
+        return self._wait(own, self._bind_apart(sock, unix.name, os.fsencode(tempfile.gettempdir()), own), unix)
+
+    def _bind_apart(self, sock: socket.socket, name: bytes, home: bytes, opener: Opener) -> bytes:
+        """Bind a socket to a name that starts in a new directory in `home`."""
+        folder = os.path.join(home, makeshift_name())
+        self._make_folder(folder, opener)
         at = os.path.normpath(os.path.join(folder, name.lstrip(b"/")))
-        if not name or not at.startswith(folder + b"/") or not _bound_below(folder, at, sock, name):
+        if not name or not at.startswith(folder + b"/") or not self._bound_below(folder, at, sock, name, opener):
             self._warn(name)
             name = makeshift_name()
             at = os.path.join(folder, name)
-            _within(_opened(folder), lambda: sock.bind(name))
+            _within(opener.enter(folder), lambda: opener.call(NR.bind, sock.fileno(), *address(name)))
+        self._made.append((opener, at))
         return at
+
+    def _bound_below(self, folder: bytes, at: bytes, sock: socket.socket, name: bytes, opener: Opener) -> bool:
+        """Bind a socket to a name that starts in a directory of ours.
+
+        For an absolute name a child with that root directory does it. Returns whether it worked: to change its root, a
+        user's child needs a user namespace.
+        """
+        within = os.path.dirname(at)[len(folder) + 1 :].split(b"/")
+        for count in range(1, len(within) + 1) if within[0] else ():
+            self._make_folder(os.path.join(folder, *within[:count]), opener)
+        if not name.startswith(b"/"):
+            _within(opener.enter(folder), lambda: opener.call(NR.bind, sock.fileno(), *address(name)))
+            return True
+
+        def work() -> None:
+            if not procfs.is_root():
+                syscall(NR.unshare, CLONE_NEWUSER)
+            os.fchdir(directory)
+            os.chroot(b".")
+            opener.call(NR.bind, sock.fileno(), *address(name))
+
+        directory = opener.enter(folder)
+        try:
+            os.waitpid(forked(work), 0)
+        finally:
+            os.close(directory)
+        return of(addresses.local_name(sock.fileno())[2:]) == name
+
+    def _make_folder(self, path: bytes, opener: Opener) -> None:
+        opener.mkdir(path, 0o700)
+        self._folders.append((opener, path))
 
     def _hide(self, opener: Opener, at: bytes, unix: UnixMessage) -> bytes:
         """Give a file a temporary name that nobody else uses."""
@@ -241,35 +277,10 @@ class Bound:
         self._remove_folders()
 
     def _remove_folders(self) -> None:
-        import shutil  # noqa: PLC0415  seldom needed, and slow
-
         while self._folders:
-            shutil.rmtree(self._folders.pop())
-
-
-def _bound_below(folder: bytes, at: bytes, sock: socket.socket, name: bytes) -> bool:
-    """Bind a socket to a name that starts in a directory of ours.
-
-    For an absolute name a child with that root directory does it. Returns whether it worked: to change its root, a
-    user's child needs a user namespace.
-    """
-    os.makedirs(os.path.dirname(at), exist_ok=True)
-    if not name.startswith(b"/"):
-        _within(_opened(folder), lambda: syscall(NR.bind, sock.fileno(), *address(name)))
-        return True
-
-    def work() -> None:
-        if not procfs.is_root():
-            syscall(NR.unshare, CLONE_NEWUSER)
-        os.chroot(folder)
-        syscall(NR.bind, sock.fileno(), *address(name))
-
-    os.waitpid(forked(work), 0)
-    return of(addresses.local_name(sock.fileno())[2:]) == name
-
-
-def _opened(folder: bytes) -> int:
-    return os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            opener, path = self._folders.pop()
+            with suppress(OSError):  # somebody has put something there
+                opener.rmdir(path)
 
 
 def connect(sock: socket.socket, name: bytes) -> None:

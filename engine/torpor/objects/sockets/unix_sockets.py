@@ -24,6 +24,7 @@ import select
 import socket
 import stat
 import termios
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -49,6 +50,8 @@ from torpor.objects.kind import (
     first_few,
 )
 from torpor.objects.opening import Opening, naming
+from torpor.objects.paths import inode_search
+from torpor.objects.paths.inode_search import Key
 from torpor.objects.paths.opener import Openers
 from torpor.objects.sockets import addresses, common, unix_names, unix_paths, unix_queues
 from torpor.objects.sockets.common import SocketState
@@ -58,6 +61,8 @@ from torpor.objects.sockets.unix_diag import Diagnosis, Known
 from torpor.objects.sockets.unix_queues import PATH, Queue
 
 OPTIONS = unix_names.OPTIONS
+_gone: set[Key] = set()
+"""Files of sockets that were searched for and not found: most were removed."""
 OPENED_BY_PROCESSES = (Pidfd.field, ProcFile.field, MessageQueue.field)
 """Kinds that a restorer does not have itself, and so cannot send."""
 
@@ -241,7 +246,7 @@ class Unix(Kind[UnixState]):
             f"{descriptor_name(open_file.references[0])}, {unix_paths.printable(open_file.state.known.name)}"
             for open_file in mine
             if open_file.state.place and open_file.state.known and not open_file.state.place.path
-            if not open_file.state.known.name.startswith(b"/") and not procfs.is_root()
+            if not procfs.is_root()
         ]
         if nowhere:
             yield f"the files of unix sockets are not found, and will not be there: {first_few(nowhere)}"
@@ -343,6 +348,8 @@ def _pair(tree: GrabbedDescriptors) -> None:
                 client.state.waits_at = open_file
     for open_file in mine:
         open_file.state.place = _find_file(open_file, tree)
+    if not procfs.is_root():  # root knows already
+        _search_files(mine, tree)
 
 
 def _unsupported_clients(state: UnixState, tree: GrabbedDescriptors) -> Iterator[Unsupported]:
@@ -394,6 +401,21 @@ def _find_file(open_file: OpenFile[UnixState], tree: GrabbedDescriptors) -> unix
         return None
     pids = dict.fromkeys(map(tree.asked, [one.pid for one in open_file.references] + tree.pids))
     return unix_paths.find(known.name, known.inode, unix_paths.directories(pids), open_file.state.bound_path)
+
+
+def _search_files(mine: list[OpenFile[UnixState]], tree: GrabbedDescriptors) -> None:
+    """Search for the files of sockets that are in no directory where they may have been made, once for each."""
+    lost: dict[Key, list[OpenFile[UnixState]]] = defaultdict(list)
+    for open_file in mine:
+        known, place = open_file.state.known, open_file.state.place
+        if known and known.inode and place and not place.path and (key := (known.device, known.inode)) not in _gone:
+            lost[key].append(open_file)
+    found = inode_search.find(lost, tree) if lost else {}
+    for key, path in found.items():
+        for open_file in lost[key]:
+            if open_file.state.place and stat.S_ISSOCK(os.lstat(path).st_mode):
+                open_file.state.place = open_file.state.place._replace(path=os.fsencode(path))
+    _gone.update(lost.keys() - found.keys())
 
 
 def _peer_is_closed(state: UnixState) -> bool:

@@ -57,6 +57,10 @@ def main() -> None:
         while room_taken(queue) == full:  # a busy kernel delivers it a little later
             pass
     client.connect(server.getsockname())
+    anyones = bound(six.family, "::" if six.family == socket.AF_INET6 else "")
+    for host in ("127.0.0.1", six.getsockname()[0], "127.0.0.1"):
+        with bound(socket.AF_INET6 if ":" in host else socket.AF_INET, host) as sender:
+            sender.sendto(host.encode(), (host, anyones.getsockname()[1]))
     senders = [("127.0.0.1", sender.getsockname()[1]) for _, sender in sent]
     closed.close()
     queue.connect(server.getsockname())  # from now on it hears nobody else
@@ -119,6 +123,8 @@ def main() -> None:
     same(queue.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF), memory, "the size of the queue")
     for (content, _), name in zip(sent, senders, strict=True):
         same(queue.recvfrom(1 << 16, socket.MSG_DONTWAIT), (content, name), "a datagram that waited")
+    got = [anyones.recv(100).decode() for _ in range(3)]
+    same(got, ["127.0.0.1", six.getsockname()[0], "127.0.0.1"], "datagrams of two families that waited in one socket")
     anywhere.sendto(b"stranger", here)
     server.sendto(b"known", here)
     same(queue.recvfrom(100), (b"known", server.getsockname()), "who is heard")

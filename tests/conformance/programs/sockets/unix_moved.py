@@ -35,6 +35,15 @@ def main() -> None:
     os.rename("renamed.tmp", "renamed")
     os.link("linked.tmp", "linked")
     os.unlink("linked.tmp")
+    robbed = bound(full + "robbed.tmp")
+    os.rename("robbed.tmp", "robbed")
+    (HERE / "robbed.tmp").write_text("somebody else's")
+    os.mkdir("before")
+    inside = bound(full + "before/inside")
+    os.rename("before", "after")
+    os.mkdir("other")
+    away = bound(full + "other/away")
+    os.rename("other/away", "away")
     first = bound("taken")
     os.unlink("taken")
     second = bound("taken")
@@ -59,7 +68,23 @@ def main() -> None:
     if child == 0:
         signal.pause()
     os.chdir(LONG)
-    everything = [far, here, up, renamed, linked, first, second, gone, private, strict, mailbox, writer]
+    everything = [
+        far,
+        here,
+        up,
+        renamed,
+        linked,
+        robbed,
+        inside,
+        away,
+        first,
+        second,
+        gone,
+        private,
+        strict,
+        mailbox,
+        writer,
+    ]
     everything += [came_with[1], alone[1], went_with[1], mine[1]]
     names = [one.getsockname() for one in everything]
     peers = [client.getpeername() for client, _ in (came_with, went_with, mine)]
@@ -70,7 +95,15 @@ def main() -> None:
     same([client.getpeername() for client, _ in (came_with, went_with, mine)], peers, "names of the other ends")
     same({name: (found.st_mode, found.st_uid, found.st_gid) for name, found in stats().items()}, files, "files")
     os.chdir(HERE)
-    for listener, name in ((here, "here"), (up, "up"), (renamed, "renamed"), (linked, "linked"), (second, "taken")):
+    late = ((robbed, "robbed"), (inside, "after/inside"), (away, "away"))
+    for listener, name in (
+        (here, "here"),
+        (up, "up"),
+        (renamed, "renamed"),
+        (linked, "linked"),
+        (second, "taken"),
+        *late,
+    ):
         listener.settimeout(100)
         client, server = connection(listener, name)
         client.sendall(b"new")

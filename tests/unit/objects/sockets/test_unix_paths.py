@@ -184,7 +184,7 @@ def test_one_whose_directory_is_not_known_any_more_shows_its_old_name(place: Pat
 
 
 def test_where_a_name_cannot_be_had_in_any_way_another_is_told(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unix_paths, "_bound_below", lambda *_: False)
+    monkeypatch.setattr(Bound, "_bound_below", lambda *_: False)
     path = place / "socket"
     path.write_text("somebody else's")
     sock, at, all_bound = made(UnixMessage(name=os.fsencode(path), moved=True, path=os.fsencode(place / "moved")))
