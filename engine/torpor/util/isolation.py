@@ -9,16 +9,24 @@ from __future__ import annotations
 
 import os
 import site
+import sys
+
+NEEDED = ("blake3", "cffi", "click", "google/protobuf", "rich")
+"""The packages that Torpor imports. pip installs none beside Torpor that it has found by PYTHONPATH."""
 
 
 def isolation() -> list[str]:
     """Return the options by which Python ignores a job's variables, its current directory and its user's packages.
 
-    They are fewer if Torpor itself is one of the user's packages, and none if it is found by PYTHONPATH.
+    They are fewer if Torpor itself is one of the user's packages, and none if it, or what it needs, is found by
+    PYTHONPATH only.
     """
     root = os.path.abspath(__file__).rsplit("/", 3)[0]
-    if root not in site.getsitepackages() and root in map(os.path.abspath, _of("PYTHONPATH")):
-        return []
+    given = {os.path.abspath(path) for path in _of("PYTHONPATH")} - set(site.getsitepackages())
+    if given:
+        own = [path for path in sys.path if path not in given]
+        if root in given or not all(any(os.path.isdir(f"{path}/{name}") for path in own) for name in NEEDED):
+            return []
     if _is_of_user():
         return [] if _of("PYTHONUSERBASE") else ["-E"]
     return ["-I"]

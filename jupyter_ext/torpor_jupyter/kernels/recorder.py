@@ -22,7 +22,6 @@ from typing import Any
 import zmq
 from jupyter_client.session import Session
 
-import torpor
 from torpor.errors import TorporError
 from torpor.processes import pidfd_open
 from torpor_jupyter.data.records import KernelRecord, ProcessId, Records, write_private
@@ -43,7 +42,7 @@ class Watch:
 
     def __init__(self, folder: Path, server: ProcessId) -> None:
         """Start the shell. `folder` has the records. Raises OSError."""
-        program = [sys.executable, *torpor.isolation(), "-m", __name__, str(folder), json.dumps(asdict(server))]
+        program = [sys.executable, "-m", __name__, str(folder), json.dumps(asdict(server))]
         self._shell = subprocess.Popen(
             ["/bin/sh", "-c", WAIT, "torpor-recorder", *program], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL, start_new_session=True, cwd="/",
