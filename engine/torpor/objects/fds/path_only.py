@@ -1,7 +1,8 @@
 """O_PATH descriptors of objects other than files and directories: symbolic links, devices, named pipes, sockets.
 
 Kept: the path, the type, and the number of a device. The path is looked up again but not opened: this has no effect on
-a device, and no pipe gets a reader. A symbolic link must have the same target.
+a device, and no pipe gets a reader. A symbolic link must have the same target. The file of a socket of the tree is
+looked up when the restore has made it.
 
 Refused: one that has no name any more.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description, Tree
@@ -22,8 +24,9 @@ from torpor.objects.kind import (
     Seen,
     Unsupported,
 )
-from torpor.objects.opening import Opening, words
+from torpor.objects.opening import Opening, naming, words
 from torpor.objects.paths.opener import Opener, Openers
+from torpor.objects.sockets import unix_names, unix_paths
 
 _KINDS = {
     stat.S_IFLNK: "symbolic link",
@@ -76,6 +79,8 @@ class NameOnly(Kind[bytes]):
         """It must exist and have the same type."""
         openers = Openers(image)
         for index, description in mine.items():
+            if _is_own_socket(description, image):
+                continue
             try:
                 os.close(_find(description, openers.description(index)))
             except OSError as error:
@@ -85,7 +90,27 @@ class NameOnly(Kind[bytes]):
 
     def make(self, description: Description, opening: Opening) -> int:
         """Look the path up again."""
+        if _is_own_socket(description, opening.image):
+            opening.to_watch.append(partial(_find_later, opening.making, description, opening))
+            return os.open("/", os.O_PATH | os.O_CLOEXEC)
         return _find(description, opening.opener)
+
+
+def _is_own_socket(description: Description, image: Tree) -> bool:
+    """Whether it is the file of a socket of the tree, which the restore makes anew."""
+    sockets = (one.unix for one in image.descriptions if one.WhichOneof("kind") == "unix")
+    return stat.S_ISSOCK(description.name.mode) and any(
+        unix_names.owns(unix) and unix_paths.path_of(unix) == description.name.path for unix in sockets
+    )
+
+
+def _find_later(index: int, description: Description, opening: Opening) -> None:
+    with naming(description):
+        fd = _find(description, opening.openers.description(index))
+    try:
+        os.dup2(fd, opening.slots[index])
+    finally:
+        os.close(fd)
 
 
 def _find(description: Description, opener: Opener) -> int:

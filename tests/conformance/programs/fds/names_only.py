@@ -1,4 +1,4 @@
-"""Names that are open with O_PATH: of links, devices, a named pipe, a socket and a file."""
+"""Names that are open with O_PATH: of links, devices, a named pipe, sockets and a file."""
 
 import fcntl
 import os
@@ -14,8 +14,12 @@ def main() -> None:
     os.mkfifo(HERE / "pipe")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(HERE / "socket"))
+    own = socket.socket(socket.AF_UNIX)
+    own.bind(str(HERE / "own"))
+    own.listen()
     (HERE / "file").write_text("file")
-    held = {name: os.open(HERE / name, os.O_PATH | os.O_NOFOLLOW) for name in ("broken", "here", "pipe", "socket")}
+    names = ("broken", "here", "pipe", "socket", "own")
+    held = {name: os.open(HERE / name, os.O_PATH | os.O_NOFOLLOW) for name in names}
     held |= {name: os.open(name, os.O_PATH) for name in ("/dev/null", HERE / "file")}
     flags = {fd: fcntl.fcntl(fd, fcntl.F_GETFL) for fd in held.values()}
     ready_and_wait()
@@ -27,6 +31,9 @@ def main() -> None:
     expect(stat.S_ISSOCK(os.fstat(held["socket"]).st_mode), "a socket")
     for name, fd in held.items():
         expect(os.path.samestat(os.lstat(HERE / name), os.fstat(fd)), f"{name} is another one")
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(f"/proc/self/fd/{held['own']}")
+        own.accept()
     with open(f"/proc/self/fd/{held['/dev/null']}", "w") as sink:
         sink.write("nothing")
     with open(f"/proc/self/fd/{held[HERE / 'file']}") as file:
