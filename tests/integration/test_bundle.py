@@ -339,11 +339,18 @@ open("now", "w").close(); signal.sigwait({10})
     checkpoint: list[str | Path] = [BIN / "torpor", "checkpoint", str(job.pid)]
     await_file(as_user.tmp / "ready")
     saved = [as_user.run(checkpoint, check=True).stdout.strip() for _ in range(2)]
+    with as_user.popen(["sleep", "1000"], stdin=-3, stdout=-3, stderr=-3) as other:  # its snapshot is another job's
+        as_user.run([BIN / "torpor", "checkpoint", str(other.pid), "--then", "kill"], check=True)
     os.kill(job.pid, 10)
     await_file(as_user.tmp / "now")
     last = as_user.run([*checkpoint, "--then", "kill"], env={"TORPOR_SMALL_FILES": "0"}, check=True).stdout.strip()
     assert job.wait(100) == -signal.SIGKILL
     (as_user.tmp / "temporary").unlink()
+    (store,) = {path.parent for path in as_user.tmp.rglob("snapshots")}
+    store.rename(as_user.tmp / "a store")
+    done = as_user.run([BIN / "torpor", "restore", "--store", as_user.tmp / "a store", "latest"])
+    assert f"`torpor restore --store '{as_user.tmp}/a store' {saved[1]}`" in done.stderr
+    (as_user.tmp / "a store").rename(store)
     for options in ([], ["--files", "as-they-are"], ["--explain"]):
         done = as_user.run([BIN / "torpor", "restore", "latest", *options])
         assert done.returncode == 10 and "temporary: it cannot be opened" in done.stderr

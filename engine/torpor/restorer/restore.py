@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -38,9 +39,9 @@ from torpor.restorer.execution import Builder, Filled
 from torpor.restorer.job import Job
 from torpor.restorer.plan import Here, RestorerFds, make
 from torpor.restorer.surroundings import Way
-from torpor.restorer.validation import living, validate
+from torpor.restorer.validation import living, of_one_job, validate
 from torpor.restorer.walk import Walker
-from torpor.store import KnownBlocks, SnapshotInfo, SnapshotReader, Store
+from torpor.store import KnownBlocks, SnapshotInfo, SnapshotReader, Store, default_path
 from torpor.util import choices, inherited, settings
 from torpor.util.workers import Thread
 
@@ -220,9 +221,11 @@ def _validate(
         older = takewhile(lambda info: info.id != reader.info.id, home.snapshots())
         for info in reversed([*older][-_OLDER:]):
             with suppress(TorporError), home.open(info) as one:
-                _validate_one(reading.read(one), one, stdio, files)
-                refused.advice = f"an earlier one can be woken: `torpor restore {info.id}`"
-                break
+                if of_one_job(earlier := reading.read(one), image):
+                    _validate_one(earlier, one, stdio, files)
+                    where = "" if home.path == default_path() else f"--store {shlex.quote(home.path)} "
+                    refused.advice = f"an earlier one can be woken: `torpor restore {where}{info.id}`"
+                    break
         raise
 
 

@@ -38,6 +38,15 @@ PR_GET_MDWE = 66
 _REFUSE_EXEC_GAIN = 1
 """Alone, without PR_MDWE_NO_INHERIT: it is denied to children, too."""
 
+_CLOCK_SET_NS = 2_000_000_000
+"""By how much the time at which a process began may seem to differ, as the clock is adjusted."""
+
+
+def of_one_job(one: pb.Tree, other: pb.Tree) -> bool:
+    """Whether two images are of one job, by its root's PID and beginning. Both are kept by a wake."""
+    alike = abs(one.host.began_ns - other.host.began_ns) < _CLOCK_SET_NS
+    return alike and one.processes[0].pid == other.processes[0].pid
+
 
 def living(image: pb.Tree) -> Iterator[pb.Process]:
     """Return the processes that were not zombies."""

@@ -48,6 +48,7 @@ from torpor.remote.sys import closed_on_error, memfd_create
 from torpor.store import SnapshotReader
 
 _SHM = b"/dev/shm/"
+_MOST_NAMES = 3
 _Wanted: TypeAlias = tuple[fingerprints.File, bool]
 """A file as it was, and whether it may grow while it is read."""
 
@@ -105,7 +106,18 @@ def store(
     if reasons:
         raise Refused("the tree's files cannot be bundled", reasons)
     image.folders.extend(_folders(image))
-    return notices
+    return [*notices, *_must_be_there(image)]
+
+
+def _must_be_there(image: pb.Tree) -> Iterator[str]:
+    """Say which files the tree has open, or mapped for writing, that are not in the image."""
+    known = {bundled.path for bundled in image.bundles}
+    used = {one.file.path for one in image.descriptions if one.WhichOneof("kind") == "file"} | _mapped_to_write(image)
+    names = sorted(path for path in used if path not in known and not OF_KERNEL.match(path))
+    if names:
+        some = ", ".join(map(os.fsdecode, names[:_MOST_NAMES])) + (", ..." if len(names) > _MOST_NAMES else "")
+        many = "1 file is" if len(names) == 1 else f"{len(names)} files are"
+        yield f"{many} not in the snapshot, and must be there at the wake: {some}"
 
 
 def _store_all(image: pb.Tree, out: PageWriter, wanted: Mapping[bytes, _Wanted]) -> Iterator[Reason]:

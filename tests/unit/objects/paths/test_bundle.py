@@ -61,6 +61,22 @@ def test_a_link_to_another_file_takes_nothing_along(store: Store, folder: Path) 
     assert not image.bundles
 
 
+def test_what_must_be_there_is_told(store: Store, folder: Path) -> None:
+    paths = [folder / name for name in "abcd"]
+    for path in paths:
+        path.write_bytes(CONTENT)
+
+    def told(image: pb.Tree, along: bundle.Along) -> list[str]:
+        with store.writer("tree") as saver, PageWriter(saver, lambda done, expected: None) as out:
+            return bundle.store(image, {}, (), out, along, frozen=True)
+
+    many = ", ".join(map(str, paths[:3]))
+    where = "not in the snapshot, and must be there at the wake"
+    assert told(described(*paths[:1]), bundle.Along()) == [f"1 file is {where}: {paths[0]}"]
+    assert told(described(*paths), bundle.Along()) == [f"4 files are {where}: {many}, ..."]
+    assert told(described(*paths), bundle.Along(everything=True)) == []
+
+
 def put_back(store: Store, image: pb.Tree) -> bundle.Made:
     with store.open("latest") as reader, Openers(image) as openers:
         return bundle.put_back(image, reader, openers)
@@ -269,7 +285,8 @@ def test_a_program_comes_back_in_memory(store: Store, folder: Path) -> None:
 def along(store: Store, image: pb.Tree, *patterns: str, frozen: bool = True) -> list[str]:
     """The names that are taken along for patterns, or the notices if there are any."""
     with store.writer("tree") as saver, PageWriter(saver, lambda done, expected: None) as out:
-        notices = bundle.store(image, {}, (), out, bundle.Along(patterns=patterns), frozen=frozen)
+        told = bundle.store(image, {}, (), out, bundle.Along(patterns=patterns), frozen=frozen)
+        notices = [text for text in told if "must be there" not in text]
     return notices or [os.path.basename(os.fsdecode(one.path)) for one in image.bundles]
 
 
