@@ -16,9 +16,10 @@
  * A PID namespace ends with its pid 1. So pid 1 first reports the status, with LIVES_ON if CHILD has left processes
  * behind. Then it lives on as long as any of them does, and forwards signals from outside to all of them.
  *
- * With HOLD 1 it forwards nothing, and its signals stay pending. So a launcher that forwards signals itself can see
- * which of them were sent to the whole process group. A SIGURG that is queued with the value HOLD_VALUE + n has the
- * same effect, and discards a pending signal n, or all pending ones if n is 0.
+ * With HOLD 1 it forwards nothing, and its signals stay pending: a launcher forwards signals itself, and asks init which
+ * of them were sent to the whole process group. The launcher asks by a signal ASK that it queues with the value HOLD_VALUE
+ * + n. Init forgets its pending signal n and answers through STATUS_FD with HOLD_VALUE + n, plus HEARD if it had that
+ * signal. The first question, if need be with n = 0, has the effect of HOLD 1.
  *
  * A blank process (engine/torpor/remote/blank.py) is a traced clone of torpor-init that runs none of this, except for
  * torpor_clone: its tracer may call that to create a child or a thread with a certain PID, where PIDs may not be chosen.
@@ -36,7 +37,9 @@
 
 #define MASK_SIZE 8	    /* bytes of the kernel's sigset_t */
 #define HOLD_VALUE 0x746f00 /* as in engine/torpor/restorer/job.py */
+#define HEARD 0x80	    /* as there */
 #define LIVES_ON 0x10000    /* as there; a wait status has 16 bits */
+#define ASK 64		    /* as there; a real-time signal, which is queued even if another one is pending */
 #define BIT(sig) (1ul << ((sig) - 1))
 
 struct action { /* the kernel's own struct sigaction */
@@ -89,10 +92,10 @@ static _Noreturn void end_as(int status, long status_fd)
 		call(__NR_exit_group, sig ? 128 + sig : status >> 8 & 0xff, 0, 0, 0);
 }
 
-/* Whether a signal is meant for init itself: the request to hold signals, which is not forwarded. */
-static int is_hold_request(const siginfo_t *info)
+/* Whether a signal is meant for init itself: a question, which is not forwarded. */
+static int is_question(const siginfo_t *info)
 {
-	return info->si_signo == SIGURG && info->si_code == SI_QUEUE && (info->si_int & ~0xff) == HOLD_VALUE;
+	return info->si_signo == ASK && info->si_code == SI_QUEUE && (info->si_int & ~0xff) == HOLD_VALUE;
 }
 
 static void discard(unsigned long signals)
@@ -101,6 +104,22 @@ static void discard(unsigned long signals)
 
 	while (call(__NR_rt_sigtimedwait, (long)&signals, 0, (long)at_once, MASK_SIZE) > 0)
 		;
+}
+
+/* Answer whether signal n was sent to the whole process group, and forget it; heard are signals that init has taken. */
+static unsigned long answer(int n, unsigned long heard, long status_fd)
+{
+	unsigned long signals = n ? BIT(n) : 0;
+	long at_once[2] = {0, 0};
+	int reply = HOLD_VALUE + n;
+
+	if (heard & signals)
+		reply |= HEARD;
+	else if (signals & ~(BIT(SIGCHLD) | BIT(ASK)) && /* one: real-time signals may be pending several times */
+		 call(__NR_rt_sigtimedwait, (long)&signals, 0, (long)at_once, MASK_SIZE) > 0)
+		reply |= HEARD;
+	call(__NR_write, status_fd, (long)&reply, sizeof(reply), 0);
+	return heard & ~signals;
 }
 
 /* Live on as long as processes do that the child has left behind. */
@@ -124,7 +143,7 @@ static _Noreturn void outlive(int status, long status_fd)
 		while (pid > 0);
 		if (pid == -ECHILD)
 			end_as(status, 0);
-		if (call(__NR_rt_sigtimedwait, (long)&all, (long)&info, 0, MASK_SIZE) <= 0 || is_hold_request(&info))
+		if (call(__NR_rt_sigtimedwait, (long)&all, (long)&info, 0, MASK_SIZE) <= 0 || is_question(&info))
 			continue;
 		/* One of them signals its old parent, which is gone: the host's pid 1 would ignore that too. */
 		if (info.si_code <= 0 && !info.si_pid)
@@ -245,12 +264,15 @@ _Noreturn __attribute__((used)) void torpor_init(long *stack)
 	long argc = stack[0];
 	char **argv = (char **)(stack + 1);
 	long child = number(argv[1]), status_fd = number(argv[2]);
-	unsigned long all = ~0ul, own = BIT(SIGCHLD) | BIT(SIGURG), mask = set_mask(all);
+	unsigned long all = ~0ul, own = BIT(SIGCHLD) | BIT(ASK), mask = set_mask(all), heard = 0;
 	unsigned long awaited = number(argv[3]) ? own : all;
 
 	if (status_fd)
 		call(__NR_fcntl, status_fd, 2 /* F_SETFD */, 1 /* FD_CLOEXEC */, 0);
 	if (argc > 4) {
+		/* What was sent to the group so far, the program does not get: the launcher is to forward it. */
+		if (awaited == own)
+			discard(~own);
 		child = start(argv + 4, argv + argc + 1, mask, status_fd);
 		if (child < 0)
 			end_as(SIGKILL, status_fd); /* fork failed: no memory, or too many processes */
@@ -261,10 +283,13 @@ _Noreturn __attribute__((used)) void torpor_init(long *stack)
 		reap(child, status_fd);
 		if (call(__NR_rt_sigtimedwait, (long)&awaited, (long)&info, 0, MASK_SIZE) <= 0)
 			continue;
-		if (is_hold_request(&info)) {
+		if (is_question(&info)) {
 			awaited = own;
-			discard(info.si_int & 0xff ? BIT(info.si_int & 0xff) : all & ~own);
-		} else if (info.si_signo != SIGCHLD && child > 0 && awaited == all) {
+			heard = answer(info.si_int & 0xff, heard, status_fd);
+		} else if (awaited == own) {
+			if (info.si_code <= 0)
+				heard |= BIT(info.si_signo);
+		} else if (info.si_signo != SIGCHLD && child > 0) {
 			forward(child, &info);
 		}
 	}

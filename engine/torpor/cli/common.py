@@ -265,10 +265,12 @@ def exit_as(code: int) -> int:
     """End as the job ended: return its exit code, or kill this process by the signal -`code`."""
     if code >= 0:
         return code
+    from torpor.remote import kernel_signals
+
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the job has already dumped its core, if any
-    if -code not in (signal.SIGKILL, signal.SIGSTOP):
-        signal.signal(-code, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {-code})
+    if -code in kernel_signals.EVERY:
+        kernel_signals.set_default(-code)
+        kernel_signals.unblock([-code])
     os.kill(os.getpid(), -code)
     return 128 - code  # the signal does not end a process by default: exit with the code that a shell gives
 

@@ -6,30 +6,24 @@ import fcntl
 import os
 import select
 import signal
-import struct
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from torpor import processes, procfs
-from torpor.arch.x86_64 import NR
-from torpor.remote.sys import syscall
+from torpor.remote import kernel_signals
+from torpor.remote.kernel_signals import Received
 from torpor.restorer.capsule import Init
 from torpor.util import inherited
 from torpor.util.inherited import Signals
 
-_SI_KERNEL = 0x80  # asm-generic/siginfo.h
-_SI_QUEUE = -1
-_HOLD, _LIVES_ON = 0x746F00, 0x10000  # as in native/init.c
-_FORWARDED = frozenset(signal.valid_signals()) - {
-    signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP,
-    signal.SIGABRT, signal.SIGSYS, signal.SIGPIPE,
-}  # fmt: skip
-"""Signals that a foreground process forwards to its job; not those that report a fault of this process itself."""
+_HOLD, _HEARD, _LIVES_ON, _ASK = 0x746F00, 0x80, 0x10000, 64  # as in native/init.c
 _STOPS = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
 _STOP_SECONDS, _STOP_STEP = 10.0, 0.01
 """Seconds that a job may take to stop after one of these signals, and seconds between two checks."""
+_FAILED_WRITES = (signal.SIGPIPE, signal.SIGXFSZ)
+"""Signals that this process gets itself when it writes, and that Python ignores."""
 _living_on: set[int] = set()
 """The PIDs of inits that outlived their jobs, and have not been waited for yet."""
 
@@ -46,7 +40,7 @@ class Job:
     warnings: tuple[str, ...] = ()
     """Messages for the user: what is different from before the checkpoint."""
     _reported: int | None = field(default=None, init=False)
-    """What init has reported: a wait status, perhaps with _LIVES_ON; -1 if init was killed before it could report."""
+    """The wait status of the root, perhaps with _LIVES_ON; -1 if init was killed before it could report."""
     _killed: bool = field(default=False, init=False)
     """Whether init was sent SIGKILL: then it does not outlive the root of the tree."""
     _code: int | None = field(default=None, init=False)
@@ -107,9 +101,11 @@ class Job:
             The signals that a program started before this call would ignore and block.
         """
         before = inherited.signals()
-        if signal.SIGCHLD in before.ignored:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it were ignored, the job's end would not be reported
-        signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED - (before.ignored - {signal.SIGCHLD}))
+        own = kernel_signals.EVERY - (before.ignored - {signal.SIGCHLD})
+        for number in (signal.SIGCHLD, *_FAILED_WRITES):  # if SIGCHLD were ignored, the job's end would not be reported
+            if number in own:
+                kernel_signals.set_default(number)
+        kernel_signals.block(own)
         return before
 
     def foreground(self, on_signal: Callable[[int], bool] | None = None) -> int:
@@ -120,65 +116,62 @@ class Job:
 
         Args:
             on_signal: called with every signal, by which the code that relays the job's terminal learns of them. If it
-                returns True, the signal is not forwarded.
+                returns True, the signal is not forwarded. That code also stops this process.
         """
-        awaited = _FORWARDED - (self.hold_signals().ignored - {signal.SIGCHLD})
-        self._keep_signals_pending()
-        stop_until = 0.0
+        awaited = kernel_signals.EVERY - (self.hold_signals().ignored - {signal.SIGCHLD})
+        stop, stop_until = 0, 0.0
+        self._was_sent_to_group(0)  # from now on init keeps its signals pending
         while (code := self.poll()) is None:
-            received = signal.sigtimedwait(awaited, _STOP_STEP) if stop_until else signal.sigwaitinfo(awaited)
-            if received is None:
+            received = kernel_signals.wait(awaited, _STOP_STEP if stop_until else None)
+            if received is None and stop_until:
                 if self._is_stopped():  # and no SIGCONT has come since
-                    self._keep_signals_pending()  # start anew: a stop signal that init gets later is another one
-                    os.kill(os.getpid(), signal.SIGSTOP)
+                    for other in _STOPS:
+                        self._was_sent_to_group(other)  # one that is sent later is another one
+                    _stop_by(stop)
                     stop_until = 0.0
                 elif time.monotonic() > stop_until:
                     stop_until = 0.0
+            if received is None or _is_for_this_process(received):
                 continue
-            if received.si_signo == signal.SIGCHLD or (on_signal is not None and on_signal(received.si_signo)):
-                continue
-            self._forward(received)
-            if received.si_signo in _STOPS and on_signal is None:
-                stop_until = time.monotonic() + _STOP_SECONDS
+            if on_signal is None or not on_signal(received.number):
+                self._forward(received)
+            if received.number in _STOPS and on_signal is None:
+                stop, stop_until = received.number, time.monotonic() + _STOP_SECONDS
         return code
-
-    def _keep_signals_pending(self, forget: int = 0) -> None:
-        """Let init keep its signals pending, and forget the pending one of this number, or all (native/init.c).
-
-        If the job is in this process's group, a signal to the whole group has reached it already. The signal itself
-        does not show that; but init is in the same group, and has then got it too.
-        """
-        received = bytearray(128)  # siginfo_t
-        struct.pack_into(
-            "<iiiiiii", received, 0, signal.SIGURG, 0, _SI_QUEUE, 0, os.getpid(), os.getuid(), _HOLD + forget
-        )
-        with suppress(ProcessLookupError):
-            syscall(NR.rt_sigqueueinfo, self.pid, signal.SIGURG, received)
-
-    def _forward(self, received: signal.struct_siginfo) -> None:
-        """Pass a signal on to the job, unless the job has got it already."""
-        with suppress(FileNotFoundError, ProcessLookupError):  # the job has ended
-            if os.getpgid(self.tree_pid) == os.getpgrp():
-                if received.si_code == _SI_KERNEL:  # from the terminal, which signals the whole group
-                    return
-                status = procfs.status(procfs.read(f"/proc/{self.pid}/status"))
-                waiting = int(status[b"ShdPnd"], 16) << 1
-                if waiting & _cancelled_by(received.si_signo):
-                    return
-                if waiting >> received.si_signo & 1:
-                    self._keep_signals_pending(received.si_signo)
-                    return
-            os.kill(self.tree_pid, received.si_signo)
 
     def _is_stopped(self) -> bool:
         with suppress(FileNotFoundError, ProcessLookupError):
             return procfs.stat(self.tree_pid).state == "T"
         return False
 
+    def _was_sent_to_group(self, number: int) -> bool:
+        """Whether a signal that this process has got was sent to its whole process group.
+
+        The signal itself does not show that; but init is in the same group, and has then got it too (native/init.c).
+        """
+        if not kernel_signals.queue(self.pid, _ASK, _HOLD + number):
+            return False
+        while (report := self._next_report(None)) is not None and report & ~0xFF != _HOLD:
+            self._note(report)
+        return report is not None and bool(report & _HEARD)
+
+    def _forward(self, received: Received) -> None:
+        """Pass a signal on to the job, unless the job has got it already."""
+        with suppress(ProcessLookupError):  # the job has ended
+            if os.getpgid(self.tree_pid) == os.getpgrp():
+                if self._was_sent_to_group(received.number):
+                    return
+                cancelled = _cancelled_by(received.number)
+                if cancelled & signal.sigpending():  # one that came later, and has cancelled it in the job, too
+                    return
+                for other in cancelled:  # one that came earlier: this signal has cancelled it here
+                    self._was_sent_to_group(other)
+            received.pass_on(self.tree_pid)
+
     def _end(self, timeout: int | None) -> int | None:
         _reap_ended()
-        if self._reported is None:
-            self._reported = self._read_report(timeout)
+        while self._reported is None and (report := self._next_report(timeout)) is not None:
+            self._note(report)
         if self._code is None and self._reported is not None:
             status = self._reported
             if status > 0 and status & _LIVES_ON and not self._killed:
@@ -194,15 +187,23 @@ class Job:
             self._code = os.waitstatus_to_exitcode(status & 0xFFFF)
         return self._code
 
-    def _read_report(self, timeout: int | None) -> int | None:
-        """What init has reported by now; None if nothing."""
-        poller = select.poll()  # select() cannot take descriptors from 1024 on
-        poller.register(self.init.status_fd, select.POLLIN)
-        if not poller.poll(timeout):
+    def _next_report(self, timeout: int | None) -> int | None:
+        """What init reports next: -1 if it was killed. None if it has not reported, or reports no more."""
+        if self._reported is not None or not self._has_report(timeout):
             return None
         received = os.read(self.init.status_fd, 4)
-        os.close(self.init.status_fd)
         return int.from_bytes(received, "little") if received else -1
+
+    def _has_report(self, timeout: int | None) -> bool:
+        poller = select.poll()  # select() cannot take descriptors from 1024 on
+        poller.register(self.init.status_fd, select.POLLIN)
+        return bool(poller.poll(timeout))
+
+    def _note(self, report: int) -> None:
+        """Take note that the root has ended, unless the report is an answer that nobody waits for any more."""
+        if report & ~0xFF != _HOLD:
+            self._reported = report
+            os.close(self.init.status_fd)
 
 
 def _reap_ended() -> None:
@@ -216,8 +217,35 @@ def _reap_ended() -> None:
             _living_on.discard(pid)
 
 
-def _cancelled_by(number: int) -> int:
-    """Return the mask of signals that discard a pending one of this number (prepare_signal(), kernel/signal.c)."""
+def _is_for_this_process(received: Received) -> bool:
+    """Whether a signal tells this process that a child has ended, init has reported, or an own write has failed."""
+    if received.number in _FAILED_WRITES:
+        return received.sender == os.getpid()
+    return received.number == signal.SIGCHLD and not received.by_process
+
+
+def _stop_by(number: int) -> None:
+    """Stop this process by this signal if that is possible, else by SIGSTOP."""
+    if number in _STOPS and number not in inherited.ignored() and _is_below_shell():
+        os.kill(os.getpid(), number)
+        kernel_signals.unblock([number])
+        kernel_signals.block([number])
+    else:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _is_below_shell() -> bool:
+    """Whether a process of another group in this session is above: else the kernel ignores _STOPS (setpgid(2))."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        above = os.getppid()
+        while above and os.getpgid(above) == os.getpgrp():
+            above = procfs.stat(above).ppid
+        return above > 0 and os.getsid(above) == os.getsid(0)
+    return False
+
+
+def _cancelled_by(number: int) -> frozenset[int]:
+    """Return the signals that discard a pending one of this number, and that it discards (prepare_signal())."""
     if number == signal.SIGCONT:
-        return sum(1 << stop for stop in _STOPS)
-    return 1 << signal.SIGCONT if number in _STOPS else 0
+        return frozenset(_STOPS)
+    return frozenset({signal.SIGCONT}) if number in _STOPS else frozenset()

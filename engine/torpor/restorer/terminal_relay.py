@@ -26,6 +26,7 @@ from torpor import procfs
 from torpor.errors import RestoreFailed
 from torpor.image.image_pb2 import Pty
 from torpor.objects.fds import ptys
+from torpor.remote import kernel_signals
 from torpor.restorer.job import Job
 from torpor.util.workers import RAISE_LIMIT, Thread
 
@@ -186,6 +187,7 @@ class Relay:
 
         No direction blocks the other: the output of a program that does not read its input must still appear.
         """
+        kernel_signals.block(kernel_signals.EVERY)  # also those that libc reserves
         self._ready.wait()
         ending = self._end[0]
         inward, outward = _Way(self._screen, self._master), _Way(self._master, self._screen)
