@@ -57,7 +57,8 @@ class Thread:
                 signal.pthread_sigmask(signal.SIG_BLOCK, _EVERY_SIGNAL)
                 _thread.start_new_thread(self._run, (FileIO(beginning, "w"),))
             finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+                # Not SIG_SETMASK: the mask may have signals that libc reserves, of which Python warns.
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, _EVERY_SIGNAL - mask)
             self._began = os.read(began, 1) != b""
             os.read(began, 1)  # end of file: the thread has closed the pipe
         except (RuntimeError, MemoryError):  # pthread_create(3) failed
