@@ -63,7 +63,7 @@ def in_own_thread(work: Callable[[Interruption], T]) -> T:
         try:
             return work(interruption)
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT} - mask)
     try:
         thread.join()
     except BaseException as error:
