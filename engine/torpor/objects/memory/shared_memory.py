@@ -30,7 +30,7 @@ from torpor.objects.memory import shared_mappings, vmas
 from torpor.objects.paths import directories, file_attributes, file_content
 from torpor.objects.paths.file_attributes import Attributes
 from torpor.objects.paths.file_content import Buffers, Content
-from torpor.objects.paths.file_names import is_gone, is_used
+from torpor.objects.paths.file_names import is_gone, is_used, makeshift_name
 from torpor.objects.paths.opener import O_TMPFILE, Opener, Openers
 from torpor.objects.paths.same_file import device_of, open_mapped
 from torpor.objects.sysv import segments
@@ -416,8 +416,10 @@ def _make_nameless(shared: pb.SharedMemory, opener: Opener) -> int:
     directory = os.path.dirname(shared.name)
     if shared.kind == pb.SharedMemory.UNLINKED and directory.startswith(b"/"):
         if not is_temporary(shared):
-            with suppress(OSError):  # not writable, or another file has the name now
-                return _make_and_unlink(shared.name, opener)
+            # If another file has the name now, not by O_TMPFILE: that file could get a name again (linkat(2)).
+            for path in (shared.name, os.path.join(directory, makeshift_name())):
+                with suppress(OSError):  # not writable, or another file has the name
+                    return _make_and_unlink(path, opener)
         with suppress(OSError):  # no such directory, not writable, or the file system does not support this
             return opener.open(directory, _O_TMPFILE | os.O_RDWR, 0o600)
     name = _ANONYMOUS if shared.kind == pb.SharedMemory.ANONYMOUS else shared.name[:LONGEST_NAME] or b"shared"

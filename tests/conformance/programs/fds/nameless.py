@@ -117,6 +117,14 @@ def main() -> None:
     same({fd: os.readlink(f"/proc/self/fd/{fd}") for fd in names}, names, "names")
     same((HERE / "taken").read_text(), "another one", "who has the name of one")
     same(sorted(path.name for path in HERE.iterdir() if path.name in ("plain", "below")), [], "what was left")
+    folder = os.open(HERE, os.O_RDONLY)
+    for fd in (plain, taken):
+        try:  # with a descriptor of a directory it is linkat(2), which follows the link of /proc
+            os.link(f"/proc/self/fd/{fd}", HERE / "again", src_dir_fd=folder, follow_symlinks=True)
+            same("linked", "refused", f"a name for {names.get(fd, fd)!r}, which was deleted")
+        except FileNotFoundError:
+            pass
+    os.link(f"/proc/self/fd/{temporary}", HERE / "temporary", src_dir_fd=folder, follow_symlinks=True)
     for fd in controlled:
         try:
             os.pread(fd, 1, 0)
