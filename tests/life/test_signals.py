@@ -12,6 +12,7 @@ import sys
 import termios
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,11 @@ def state_of(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
+def _sleeps(pid: int) -> bool:
+    """Whether a process has taken all its signals, and waits."""
+    return not waiting(pid) and state_of(pid) == "S"
+
+
 class Signalled:
     """A process that stands for a job, which runs the program."""
 
@@ -129,7 +135,7 @@ class Signalled:
         assert self.change() == ("continued", signal.SIGCONT)
         self.runs()
         for pid in [*below(self.pid)[:-1], self.pid]:
-            wait_until(lambda pid=pid: not waiting(pid) and state_of(pid) == "S", "it waits for other signals")
+            wait_until(partial(_sleeps, pid), "it waits for other signals")
 
     def change(self) -> tuple[str, int]:
         """Wait until the process is stopped, continued or ended: how, and by which signal or with which code."""
