@@ -51,6 +51,8 @@ class Reason:
     """What the user can do next, without a full stop; empty if nothing can be done."""
     passing: bool = False
     """Whether the cause may pass by itself in a moment."""
+    seconds: int = 0
+    """In how many seconds the cause passes by itself; 0 if that is not known."""
     changed: str = ""
     """If the cause is only a file that has changed, which the user may accept as it is: its path."""
 
@@ -95,6 +97,12 @@ class RestoreRefused(_ManyReasons):
     """This host cannot restore the image as it is now. Nothing was started."""
 
     exit_code = 10
+
+    @property
+    def passes_in(self) -> int:
+        """In how many seconds all causes pass by themselves; 0 if that is not known."""
+        seconds = [reason.seconds for reason in self.reasons]
+        return max(seconds, default=0) if all(seconds) else 0
 
     @property
     def only_files(self) -> bool:

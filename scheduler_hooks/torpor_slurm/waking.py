@@ -70,4 +70,5 @@ def _wake_one(
         connected=last_moment,
         files=directory.requested_files(allocation.restarts) or options.files,
         series=series,
+        tell=directory.log,
     )

@@ -39,7 +39,7 @@ from torpor.restorer.execution import Builder, Filled
 from torpor.restorer.job import Job
 from torpor.restorer.plan import Here, RestorerFds, make
 from torpor.restorer.surroundings import Way
-from torpor.restorer.validation import living, of_one_job, validate
+from torpor.restorer.validation import living, of_one_job, patiently, validate
 from torpor.restorer.walk import Walker
 from torpor.store import KnownBlocks, SnapshotInfo, SnapshotReader, Store, default_path
 from torpor.util import choices, inherited, settings
@@ -128,7 +128,7 @@ def restore(
         image = reading.read(reader)
         if ports:
             port_remapping.move(image, ports)
-        behind = _validate(image, reader, standard, files, asked=snapshot)
+        behind = patiently(lambda: _validate(image, reader, standard, files, asked=snapshot), tell)
         later: shared_memory.Left = frozenset()
         if instead_of is not None:
             with suppress(TorporError), _open(instead_of, store) as other:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
+from typing import TypeVar
 
 from torpor.arch.x86_64 import NR
 from torpor.errors import ImageDamaged, Reason, RestoreRefused
@@ -31,6 +33,7 @@ from torpor.probe import Probe
 from torpor.procfs import PAGE
 from torpor.remote.sys import try_syscall
 
+T = TypeVar("T")
 _LONGEST_PATH = 4096 + len(" (deleted)")
 """Bytes: PATH_MAX; the kernel reports no longer path."""
 _LARGEST_FILE = (1 << 63) - 1
@@ -38,6 +41,8 @@ PR_GET_MDWE = 66
 _REFUSE_EXEC_GAIN = 1
 """Alone, without PR_MDWE_NO_INHERIT: it is denied to children, too."""
 
+_PATIENCE = 130.0
+"""Seconds to wait for causes that pass. The kernel keeps a connection that has ended for 60 s (TCP_TIMEWAIT_LEN)."""
 _CLOCK_SET_NS = 2_000_000_000
 """By how much the time at which a process began may seem to differ, as the clock is adjusted."""
 
@@ -46,6 +51,29 @@ def of_one_job(one: pb.Tree, other: pb.Tree) -> bool:
     """Whether two images are of one job, by its root's PID and beginning. Both are kept by a wake."""
     alike = abs(one.host.began_ns - other.host.began_ns) < _CLOCK_SET_NS
     return alike and one.processes[0].pid == other.processes[0].pid
+
+
+def patiently(attempt: Callable[[], T], tell: Callable[[str], object] | None) -> T:
+    """Validate an image. If all reasons against it pass by themselves, wait for that, and validate it again.
+
+    Args:
+        attempt: validates it; raises RestoreRefused.
+        tell: called with a message before it waits.
+
+    Raises:
+        RestoreRefused: something does not pass.
+    """
+    end = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return attempt()
+        except RestoreRefused as error:
+            if not error.passes_in or time.monotonic() + error.passes_in > end:
+                raise
+            first = error.reasons[0]
+            if tell is not None:
+                tell(f"waiting for up to {error.passes_in} s: {first.subject}: {first.why}")
+            time.sleep(error.passes_in)
 
 
 def living(image: pb.Tree) -> Iterator[pb.Process]:

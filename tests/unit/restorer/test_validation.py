@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import socket
 import subprocess
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -232,3 +233,34 @@ def test_no_way_to_choose_pids(image: pb.Tree) -> None:
     host = dataclasses.replace(probe(), can_choose_pids=False, user_namespaces=False, why={"user_namespaces": "no"})
     (reason,) = reasons(image, host)
     assert (reason.why, reason.advice) == ("no capsule can be made here: no", "see `torpor doctor`")
+
+
+def test_what_passes_by_itself_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    said: list[str] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    causes = [[Reason("a port", "it is held", seconds=7), Reason("another", "it is, too", seconds=3)], []]
+
+    def check() -> str:
+        if reasons := causes.pop(0):
+            raise RestoreRefused("it cannot be woken", reasons)
+        return "sound"
+
+    assert validation.patiently(check, said.append) == "sound"
+    assert slept == [7]
+    assert said == ["waiting for up to 7 s: a port: it is held"]
+
+
+@pytest.mark.parametrize(
+    "reasons",
+    [
+        [Reason("a port", "it is held", seconds=7), Reason("a file", "it is gone")],
+        [Reason("a port", "it is held", seconds=int(validation._PATIENCE) + 1)],
+    ],
+)
+def test_what_does_not_pass_or_not_soon_is_refused_at_once(reasons: list[Reason]) -> None:
+    def check() -> None:
+        raise RestoreRefused("it cannot be woken", reasons)
+
+    with pytest.raises(RestoreRefused):
+        validation.patiently(check, None)

@@ -117,7 +117,8 @@ def _cannot_bind(tcp: TcpSocket, where: Address, error: OSError, holder: port_ho
     what = "listens at" if tcp.state == TcpSocket.LISTEN else "has a connection at"
     if holder and holder.seconds is not None:
         why, advice = "connections that have ended still hold the port", f"try again in {holder.seconds} s"
-    elif holder:
+        return Reason(f"the program {what} {where}", why, advice, seconds=holder.seconds + 1)
+    if holder:
         why, advice = f"the port is taken by {holder.words}", "end it: it may be the program itself, which still runs"
     elif error.errno == errno.EADDRNOTAVAIL:
         why, advice = "this host does not have the address", "restore on the host that has it"

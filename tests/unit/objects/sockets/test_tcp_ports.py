@@ -80,6 +80,7 @@ def test_how_long_connections_that_have_ended_hold_a_port_is_said() -> None:
     assert "connections that have ended still hold the port" in reason.why
     (seconds,) = re.findall(r"try again in (\d+) s", reason.advice)
     assert 0 < int(seconds) <= 61
+    assert reason.seconds == int(seconds) + 1
 
 
 @pytest.mark.parametrize("first", ["s", "c"])
