@@ -234,7 +234,7 @@ class TreeDump:
             Refused: something that cannot be kept came up after the preflight.
         """
         image = pb.Tree()
-        files = self.files = MappedFiles(image)
+        files = self.files = MappedFiles(image, self._built.in_memory if self._built else None)
         for living in self._living():
             self.shared.note_system_v(living.segments())
         self.shared.describe(image)

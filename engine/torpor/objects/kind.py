@@ -31,7 +31,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.errors import Reason
-from torpor.image.image_pb2 import Description, Tree
+from torpor.image.image_pb2 import Description, FileRef, Tree
 from torpor.objects.opening import Opening, naming
 from torpor.objects.paths.fingerprints import mapped_to_write
 from torpor.objects.paths.small_files import SmallFiles
@@ -184,6 +184,8 @@ class Built(NamedTuple):
     """The descriptors that are the restorer's own standard input, output and error."""
     spared: set[FdReference]
     """Those whose content is not to be looked at: see `Kind.spared`."""
+    in_memory: dict[bytes, FileRef]
+    """Mapped files that may have come back in memory (see `torpor.objects.paths.bundle`), by their names in maps."""
 
 
 @dataclass

@@ -27,6 +27,7 @@ from torpor.objects.fds import descriptors
 from torpor.objects.kind import Built, FdReference
 from torpor.objects.memory import vmas
 from torpor.objects.opening import O_ASYNC
+from torpor.objects.paths import bundle
 from torpor.procfs import PAGE
 from torpor.remote import memory
 from torpor.remote.freeze import Process
@@ -72,7 +73,9 @@ def failed(found: list[str]) -> RestoreFailed:
 
 
 def _describe(image: pb.Tree, standing: Mapping[int, Process]) -> pb.Tree:
-    built, spared = Built(set(), set()), descriptors.spared(image)
+    bundles = bundle.by_path(image)
+    in_memory = {bundle.name_in_maps(bundles[file.path]): file for file in image.files if file.path in bundles}
+    built, spared = Built(set(), set(), in_memory), descriptors.spared(image)
     for pid, process in zip(standing, image.processes, strict=True):
         for entry in process.fds:
             if is_given(image.descriptions[entry.description], image):

@@ -86,8 +86,10 @@ class _Known(NamedTuple):
 class MappedFiles:
     """The files of a tree, each once, with its index in the image."""
 
-    def __init__(self, image: pb.Tree) -> None:
+    def __init__(self, image: pb.Tree, in_memory: dict[bytes, pb.FileRef] | None = None) -> None:
+        """`in_memory`: files that a restore has made in memory, by their names in maps."""
         self._image = image
+        self._in_memory = in_memory or {}
         self._indexes: dict[_Known, int] = {}
         self.gone: dict[bytes, int] = {}
         """Descriptors of programs whose files have no name any more, by their paths in the image."""
@@ -95,6 +97,9 @@ class MappedFiles:
     def index(self, mapping: Mapping) -> int | None:
         """The index of a mapped file in Tree.files; None if its path now leads to another file or to none."""
         key = _Known(mapping.name, device_of(mapping), mapping.inode)
+        if (file := self._in_memory.get(mapping.name)) and key not in self._indexes:
+            self._indexes[key] = len(self._image.files)
+            self._image.files.append(file)
         return self._index(key, partial(open_mapped, mapping))
 
     def program(self, pid: int) -> int:

@@ -402,6 +402,18 @@ def _remove_left(path: bytes, opener: Opener) -> None:
         os.close(fd)
 
 
+def _name_in_memory(bundled: pb.Bundle) -> bytes:
+    name = os.path.basename(bundled.path).removeprefix(b"memfd:")
+    while name.endswith(DELETED.encode()):
+        name = name[: -len(DELETED)]
+    return name[:LONGEST_NAME]
+
+
+def name_in_maps(bundled: pb.Bundle) -> bytes:
+    """What maps shows of a bundled file that has come back in memory."""
+    return b"/memfd:" + _name_in_memory(bundled) + DELETED.encode()
+
+
 def in_memory(bundled: pb.Bundle, reader: SnapshotReader) -> int:
     """A read-only descriptor of a bundled file in memory.
 
@@ -409,10 +421,7 @@ def in_memory(bundled: pb.Bundle, reader: SnapshotReader) -> int:
         OSError: there is no room.
         ImageDamaged: the content is missing.
     """
-    name = os.path.basename(bundled.path).removeprefix(b"memfd:")
-    while name.endswith(DELETED.encode()):
-        name = name[: -len(DELETED)]
-    fd = memfd_create(name[:LONGEST_NAME])
+    fd = memfd_create(_name_in_memory(bundled))
     try:
         make_room(fd, bundled.size)
         fill(fd, bundled.pages, bundled.size, reader)

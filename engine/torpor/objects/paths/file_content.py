@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -69,6 +68,8 @@ class Buffers:
     def take(self, size: int) -> mmap.mmap:
         """A buffer. Raises OSError: the disk is full."""
         if size > self._room:
+            import tempfile  # noqa: PLC0415  hardly any save needs it, and it takes long to import
+
             self.on_disk += size
             with tempfile.TemporaryFile(dir=self._directory) as file:
                 # With a hole, a write to a full disk would be SIGBUS.

@@ -289,7 +289,7 @@ def test_what_is_true_of_a_file_is_found_once_for_all_its_descriptions(
     monkeypatch.setattr(fingerprints, "writes_anywhere", counted)
     file = tmp_path / "file"
     file.write_bytes(bytes(100))
-    os.utime(file, (0, 0))  # older than the tree: it is not kept with it
+    monkeypatch.setenv("TORPOR_SMALL_FILES", "0")  # it is not kept with the tree
     fds, image = dumped(f"ready(fds=[os.open({str(file)!r}, os.O_RDONLY) for _ in range(200)]); wait()")
     paths = [one.file.path for one in image.descriptions if one.file.path == os.fsencode(file)]
     assert len(paths) == len(fds["fds"]) == 200
