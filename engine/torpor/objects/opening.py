@@ -83,7 +83,11 @@ class Opening:
 
     def socket(self, index: int) -> socket.socket:
         """Another descriptor of a socket that was placed; the caller closes it."""
-        return socket.socket(fileno=os.dup(self.slots[index]))
+        copy = os.dup(self.slots[index])
+        blocking = os.get_blocking(copy)
+        sock = socket.socket(fileno=copy)
+        os.set_blocking(copy, blocking)  # which Python has changed for both if the program has a default timeout
+        return sock
 
     def _set_flags(self, description: Description, slot: int) -> None:
         # For a description from the restorer, its owner chooses the other flags.
