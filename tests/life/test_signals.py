@@ -164,7 +164,9 @@ def started() -> Iterator[list[Signalled | Terminal]]:
 
 
 def start(user: User, started: list[Any], *command: str | Path, **options: Any) -> Signalled:
-    """Start it in a process group of its own, as a shell with job control does."""
+    """Start it in a process group of its own, as a shell with job control does; the tests may run in the background of
+    one without, which ignores SIGINT and SIGQUIT."""
+    command = ("env", "--default-signal", *command)
     null = subprocess.DEVNULL
     options = {"start_new_session": False, "process_group": 0, "stdin": null, "stdout": null, "stderr": null, **options}
     started.append(found := Signalled(user, user.popen(command, **options)))
