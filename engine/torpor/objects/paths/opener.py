@@ -206,20 +206,19 @@ class Opener:
             self.call(NR.unlinkat, directory, name, 0)
 
     def rename(self, path: bytes, new: bytes) -> None:
-        """Give a file another name in its directory, but never replace another file.
+        """Give a file another name on its file system, but never replace another file.
 
         Raises:
             FileExistsError: something has the new name.
         """
-        with self.parent(path) as (folder, name):
-            other = os.path.basename(new) + b"\0"
+        with self.parent(path) as (directory, name), self.parent(new) as (other, wanted):
             try:
-                self.call(NR.renameat2, folder, name, folder, other, RENAME_NOREPLACE)
+                self.call(NR.renameat2, directory, name, other, wanted, RENAME_NOREPLACE)
             except OSError as error:
                 if error.errno not in (errno.EINVAL, errno.ENOSYS):  # NFS cannot do that
                     raise
-                self.call(NR.linkat, folder, name, folder, other, 0)
-                self.call(NR.unlinkat, folder, name, 0)
+                self.call(NR.linkat, directory, name, other, wanted, 0)
+                self.call(NR.unlinkat, directory, name, 0)
 
     def call(self, nr: int, *args: Argument) -> int:
         """Make a system call with these credentials. Raises OSError."""

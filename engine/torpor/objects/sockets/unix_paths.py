@@ -38,7 +38,6 @@ LONGEST = 108
 SIOCUNIXFILE = 0x89E0
 """An ioctl that opens a bound socket's file with O_PATH (include/uapi/linux/un.h; CAP_NET_ADMIN)."""
 CLONE_FS, CLONE_NEWUSER = 0x200, 0x10000000
-RENAME_NOREPLACE = 1
 _MANY = 4096
 """The most names of a directory to look at."""
 
@@ -243,7 +242,7 @@ class Bound:
     def _hide(self, opener: Opener, at: bytes, unix: UnixMessage) -> bytes:
         """Give a file a temporary name that nobody else uses."""
         hidden = os.path.join(os.path.dirname(at), makeshift_name())
-        _rename(opener, at, hidden)
+        opener.rename(at, hidden)
         self._made[-1] = (opener, hidden)
         return self._wait(opener, hidden, unix)
 
@@ -263,7 +262,7 @@ class Bound:
                 opener.unlink(at)
                 continue
             if at != path:
-                _rename(opener, at, path)
+                opener.rename(at, path)
                 self._made.append((opener, path))
             _give(path, unix, opener, self.warnings)
         self._waiting.clear()
@@ -300,11 +299,6 @@ def for_python(name: bytes) -> Iterator[bytes]:
         yield b"/proc/self/fd/%d" % found
     finally:
         os.close(found)
-
-
-def _rename(opener: Opener, here: bytes, there: bytes) -> None:
-    with opener.parent(here) as (old, name), opener.parent(there) as (new, wanted):
-        opener.call(NR.renameat2, old, name, new, wanted, RENAME_NOREPLACE)
 
 
 def _give(path: bytes, unix: UnixMessage, opener: Opener, warnings: list[str]) -> None:
