@@ -24,10 +24,11 @@ CHANGING = (
 
 def main() -> None:
     """Run `torpor`."""
-    flags = isolation()
-    others_packages = "-I" in flags and site.ENABLE_USER_SITE and site.USER_SITE in sys.path
-    changed = others_packages or any(os.environ.get(name) for name in CHANGING)
-    if flags and changed and not sys.flags.ignore_environment:
+    others_packages = site.ENABLE_USER_SITE and site.USER_SITE in sys.path
+    variables = any(os.environ.get(name) for name in CHANGING)
+    asked = (others_packages or variables) and not sys.flags.ignore_environment
+    flags = isolation() if asked else []  # it looks into folders, which may lie on a network
+    if flags and (variables or "-I" in flags):
         try:
             with open("/proc/self/environ", "rb") as file:  # os.environ may have an LC_CTYPE of Python's own (PEP 538)
                 words = [word.partition(b"=") for word in file.read().split(b"\0") if b"=" in word]

@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeAlias
 from torpor.errors import CheckpointFailed, Reason, RestoreFailed
 from torpor.image import image_pb2 as pb
 from torpor.objects.paths import bundle, fingerprints
-from torpor.objects.paths.file_names import DELETED, is_silly
+from torpor.objects.paths.file_names import DELETED, as_gone, is_silly
 from torpor.objects.paths.fingerprints import Change
 from torpor.objects.paths.opener import Opener, Openers
 from torpor.objects.paths.same_file import device_of, key_of, open_mapped, open_same
@@ -112,7 +112,7 @@ class MappedFiles:
         path, file = os.fsencode(os.readlink(link)), key_of(os.stat(link))
         known = _Known(path, *file)
         if is_silly(path):
-            path = path.removesuffix(DELETED.encode()) + DELETED.encode()
+            path = as_gone(path)
         found = self._index(known, partial(open_same, path, file))
         if found is not None:
             return found

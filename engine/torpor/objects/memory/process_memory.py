@@ -72,7 +72,8 @@ def describe(
     vdso.describe([vma.mapping for vma in found if vma.mapping.name in vdso.NAMES], vdso.host(), space)
     pages = Ranges(pid, [], [], walk)
     for vma in found:
-        vma = vma._replace(mapping=names.lasting(pid, vma.mapping))  # noqa: PLW2901  the same one, by another name
+        if (mapping := names.lasting(pid, vma.mapping)) is not vma.mapping:
+            vma = vma._replace(mapping=mapping)  # noqa: PLW2901  the same one, by another name
         if not vmas.is_special(vma.mapping):
             kind = _describe_vma(vma, space.vmas.add(), files, shared)
             bounds = (vma.mapping.start, vma.mapping.end)

@@ -23,7 +23,7 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -98,7 +98,8 @@ def store(
             out.store_shared(copy, _add(copy.name, copy.status, image).pages)
     wanted, notices = _wanted(image, along)
     known = {bundled.path for bundled in image.bundles}
-    if not frozen and (changing := (wanted.keys() - known) & _mapped_to_write(image)):
+    mapped = {file.path for file in fingerprints.files_mapped_to_write(image)}
+    if not frozen and (changing := (wanted.keys() - known) & mapped):
         raise Changing(f"{os.fsdecode(min(changing))} is mapped so that writes reach it, which does not show")
     reasons = list(_store_all(image, out, wanted))
     if not frozen and reasons and all(reason.passing for reason in reasons):
@@ -106,13 +107,13 @@ def store(
     if reasons:
         raise Refused("the tree's files cannot be bundled", reasons)
     image.folders.extend(_folders(image))
-    return [*notices, *_must_be_there(image)]
+    return [*notices, *_must_be_there(image, mapped)]
 
 
-def _must_be_there(image: pb.Tree) -> Iterator[str]:
-    """Say which files the tree has open, or mapped for writing, that are not in the image."""
+def _must_be_there(image: pb.Tree, mapped: Set[bytes]) -> Iterator[str]:
+    """Say which files the tree has open, or `mapped` for writing, that are not in the image."""
     known = {bundled.path for bundled in image.bundles}
-    used = {one.file.path for one in image.descriptions if one.WhichOneof("kind") == "file"} | _mapped_to_write(image)
+    used = {one.file.path for one in image.descriptions if one.WhichOneof("kind") == "file"} | mapped
     names = sorted(path for path in used if path not in known and not OF_KERNEL.match(path))
     if names:
         some = ", ".join(map(os.fsdecode, names[:_MOST_NAMES])) + (", ..." if len(names) > _MOST_NAMES else "")
@@ -189,11 +190,6 @@ def _files(image: pb.Tree, path: bytes) -> Iterator[fingerprints.File]:
 def _mapped_shared(image: pb.Tree) -> set[int]:
     mappings = (vma for process in image.processes for vma in process.memory.vmas)
     return {vma.file for vma in mappings if vma.kind == pb.Vma.FILE_SHARED}
-
-
-def _mapped_to_write(image: pb.Tree) -> set[bytes]:
-    mapped = fingerprints.mapped_to_write(image)
-    return {file.path for file in image.files if (file.dev, file.ino) in mapped}
 
 
 def _leased(image: pb.Tree) -> set[bytes]:

@@ -80,6 +80,11 @@ def is_silly(path: str | bytes) -> bool:
     return SILLY.fullmatch(os.fsencode(path).removesuffix(DELETED.encode())) is not None
 
 
+def as_gone(path: bytes) -> bytes:
+    """A name of a file that `is_silly`, as maps shows one of a file that is gone."""
+    return path.removesuffix(DELETED.encode()) + DELETED.encode()
+
+
 def makeshift_name() -> bytes:
     """Make up a name. It has no PID: another restore may have the same, in a capsule or on a node that shares the
     directory.

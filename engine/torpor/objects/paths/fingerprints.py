@@ -190,8 +190,7 @@ def writes_anywhere(flags: int, position: int, size: int) -> bool:
 
 def written(image: pb.Tree) -> Iterator[tuple[bytes, File]]:
     """The files that an image's programs may write, by their paths; a path may come several times."""
-    mapped = mapped_to_write(image)
-    yield from ((file.path, file) for file in image.files if (file.dev, file.ino) in mapped)
+    yield from ((file.path, file) for file in files_mapped_to_write(image))
     for one in image.descriptions:
         if one.WhichOneof("kind") == "file" and writes(one.flags):
             yield one.file.path, one.file
@@ -204,6 +203,12 @@ def in_place(image: pb.Tree) -> set[tuple[int, int]]:
         for one in image.descriptions
         if one.WhichOneof("kind") == "file" and writes_anywhere(one.flags, one.file.position, one.file.size)
     }
+
+
+def files_mapped_to_write(image: pb.Tree) -> list[pb.FileRef]:
+    """The files that are mapped so that writes reach them, by all their names."""
+    mapped = mapped_to_write(image)
+    return [file for file in image.files if (file.dev, file.ino) in mapped]
 
 
 def mapped_to_write(image: pb.Tree) -> set[tuple[int, int]]:

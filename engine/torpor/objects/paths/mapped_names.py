@@ -21,14 +21,13 @@ from torpor import procfs
 from torpor.errors import Reason
 from torpor.objects.kind import GrabbedDescriptors, OpenFile
 from torpor.objects.paths import inode_search
-from torpor.objects.paths.file_names import DELETED, another_name, is_gone, is_silly
-from torpor.objects.paths.same_file import Key, device_of, is_mapped
+from torpor.objects.paths.file_names import another_name, as_gone, is_gone, is_silly
+from torpor.objects.paths.same_file import Key, device_of, is_mapped, key_of
 from torpor.procfs import Mapping
 from torpor.remote.naming import describe_process
 
 _MADE_UP = (b"/memfd:", b"/dev/zero", b"/SYSV", b"/anon_hugepage", b"/secretmem")
 """How the names of objects that were never on a file system begin in maps."""
-_DELETED = DELETED.encode()
 _SHM = b"/dev/shm/"
 _MOST = 2000
 """The most names to look at for a file that perhaps has none: the tree stands still meanwhile."""
@@ -56,9 +55,11 @@ class MappedNames:
             pid: the process, frozen.
             mapping: one of its mappings.
         """
+        if not mapping.inode:
+            return mapping
         if is_silly(mapping.name):
-            return mapping._replace(name=mapping.name.removesuffix(_DELETED) + _DELETED)
-        if not mapping.inode or not is_gone(mapping.name, mapping.inode) or mapping.name.startswith(_MADE_UP):
+            return mapping._replace(name=as_gone(mapping.name))
+        if not is_gone(mapping.name, mapping.inode) or mapping.name.startswith(_MADE_UP):
             return mapping
         key = device_of(mapping), mapping.inode
         if key not in self._found:
@@ -68,7 +69,7 @@ class MappedNames:
 
     def _sought(self, pid: int, mapping: Mapping) -> tuple[bytes, bytes]:
         status = self._status(pid, mapping)
-        key = (status.st_dev, status.st_ino) if status else (device_of(mapping), mapping.inode)
+        key = key_of(status) if status else (device_of(mapping), mapping.inode)
         device = b"%02x:%02x" % (os.major(key[0]), os.minor(key[0]))
         name = self._name(mapping, key, status) if status is None or status.st_nlink else None
         if name is not None:
