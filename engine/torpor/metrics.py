@@ -13,7 +13,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, Final, Literal, TypeAlias, TypeVar, cast
@@ -103,16 +103,23 @@ def counts_restores(restore: F) -> F:
     @wraps(restore)
     def counted(*arguments: Any, **options: Any) -> Any:
         began = time.monotonic()
-        try:
+        with counted_failures("restore"):
             job = restore(*arguments, **options)
-        except TorporError as error:
-            failed("restore", error)
-            raise
         seconds = time.monotonic() - began
         _add(_ended("torpor_restores_total", "woken") | _observed("torpor_restore_seconds", seconds))
         return job
 
     return cast(F, counted)
+
+
+@contextmanager
+def counted_failures(what: _What) -> Iterator[None]:
+    """Count an error that leaves the block."""
+    try:
+        yield
+    except TorporError as error:
+        failed(what, error)
+        raise
 
 
 def failed(what: _What, error: TorporError) -> None:

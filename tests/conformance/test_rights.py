@@ -10,7 +10,7 @@ import pytest
 
 from tests.conformance import observe
 from tests.conformance.building import PROGRAMS, PYTHON
-from tests.conformance.harness import PATIENCE, Actor, EngineError, Stage, alive, wait_until
+from tests.conformance.harness import PATIENCE, Actor, EngineError, Stage, Subject, alive, wait_until
 
 HOLDER = Path(__file__).parent / "edges" / "holder.py"
 
@@ -21,6 +21,17 @@ def listing(folder: Path) -> list[tuple[str, int, int, int]]:
     return [(path.name, one.st_mode, one.st_ino, one.st_ctime_ns) for path, one in found]
 
 
+def wakes(stage: Stage, root: Actor, subject: Subject, snapshot: str, store: Path) -> None:
+    """Root can wake the user's tree, and the program is content."""
+    talk, pid = stage.driver(root).restore(snapshot, store)
+    with closing(talk):
+        subject.killed, subject.process, subject.top = True, None, pid
+        subject.go()
+        subject.judged()
+        assert talk.next(PATIENCE)["status"] == 0
+    wait_until(lambda: not alive(pid), "the end of the job's process")
+
+
 def test_moved_sockets(stage: Stage, user: Actor, root: Actor) -> None:
     """Root puts the sockets of a user's tree where they were, as that user would."""
     with stage.play(PROGRAMS / "sockets" / "unix_moved.py", user) as subject:
@@ -29,13 +40,7 @@ def test_moved_sockets(stage: Stage, user: Actor, root: Actor) -> None:
         store = stage.driver(root).directory / "store-moved-sockets"
         snapshot = stage.driver(root).checkpoint(subject.root(), store, "kill")
         subject.wait_gone(pids)
-        talk, pid = stage.driver(root).restore(snapshot, store)
-        with closing(talk):
-            subject.killed, subject.process, subject.top = True, None, pid
-            subject.go()
-            subject.judged()
-            assert talk.next(PATIENCE)["status"] == 0
-        wait_until(lambda: not alive(pid), "the end of the job's process")
+        wakes(stage, root, subject, snapshot, store)
 
 
 @pytest.mark.parametrize("way", ["link", "directory of root's"])
@@ -74,10 +79,4 @@ def test_no_other_users_files(stage: Stage, user: Actor, root: Actor, kind: str,
         else:
             place.rename(subject.directory / "taken")
         (subject.directory / "moved").rename(place)
-        talk, pid = stage.driver(root).restore(snapshot, store)
-        with closing(talk):
-            subject.killed, subject.process, subject.top = True, None, pid
-            subject.go()
-            subject.judged()
-            assert talk.next(PATIENCE)["status"] == 0
-        wait_until(lambda: not alive(pid), "the end of the job's process")
+        wakes(stage, root, subject, snapshot, store)

@@ -23,7 +23,7 @@ from torpor.dump.process_dump import HiddenFromFork, SnapshotLost
 from torpor.dump.seccomp_dry_run import dry_run
 from torpor.dump.series import Key, Series
 from torpor.dump.tree_dump import TreeDump
-from torpor.errors import CheckpointFailed, ImageDamaged, Reason, Refused, StoreError, TorporError, failing
+from torpor.errors import CheckpointFailed, ImageDamaged, Reason, Refused, StoreError, failing
 from torpor.image import image_pb2 as pb
 from torpor.image import reading
 from torpor.objects.fds import databases, descriptors, outsiders
@@ -70,11 +70,8 @@ def _counted(save: F) -> F:
     @wraps(save)
     def counted(*arguments: Any, stats: Stats | None = None, **options: Any) -> SnapshotInfo:
         stats = stats or Stats()
-        try:
+        with metrics.counted_failures("checkpoint"):
             info: SnapshotInfo = save(*arguments, stats=stats, **options)
-        except TorporError as error:
-            metrics.failed("checkpoint", error)
-            raise
         metrics.saved(stats.total_ns / 1e9, stats.pause_ns / 1e9, info.size, info.written)
         return info
 

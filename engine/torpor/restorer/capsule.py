@@ -380,24 +380,29 @@ def _read_reports(reports: int) -> dict[int, int]:
     return by_stage
 
 
-_DOING = {
-    lib.TP_STAGE_UNSHARE: "a capsule cannot be made: making namespaces",
-    lib.TP_STAGE_ID_MAPS: "a capsule cannot be made: mapping your user id into a user namespace",
-    lib.TP_STAGE_CLOCKS: "a capsule cannot be made: setting the clocks of a time namespace",
-    lib.TP_STAGE_SLAVE_MOUNTS: "a capsule cannot be made: separating the mounts from the host's",
-    lib.TP_STAGE_MOUNT_PROC: "a capsule cannot be made: mounting a /proc",
-    lib.TP_STAGE_FORK: "torpor-init cannot be started: creating its process",
-    lib.TP_STAGE_SUBREAPER: "torpor-init cannot be started: becoming a child subreaper",
-    lib.TP_STAGE_SESSION: "torpor-init cannot be started: starting a session",
-    lib.TP_STAGE_CAPABILITIES: "torpor-init cannot be started: keeping capabilities",
-    lib.TP_STAGE_LIMITS: "torpor-init cannot be started: setting its limits",
-    lib.TP_STAGE_DESCRIPTORS: "torpor-init cannot be started: passing descriptors to it",
-    lib.TP_STAGE_EXECVE: f"torpor-init cannot be started: executing {INIT}",
+_MAKING_CAPSULE = {
+    lib.TP_STAGE_UNSHARE: "making namespaces",
+    lib.TP_STAGE_ID_MAPS: "mapping your user id into a user namespace",
+    lib.TP_STAGE_CLOCKS: "setting the clocks of a time namespace",
+    lib.TP_STAGE_SLAVE_MOUNTS: "separating the mounts from the host's",
+    lib.TP_STAGE_MOUNT_PROC: "mounting a /proc",
+}
+_STARTING_INIT = {
+    lib.TP_STAGE_FORK: "creating its process",
+    lib.TP_STAGE_SUBREAPER: "becoming a child subreaper",
+    lib.TP_STAGE_SESSION: "starting a session",
+    lib.TP_STAGE_CAPABILITIES: "keeping capabilities",
+    lib.TP_STAGE_LIMITS: "setting its limits",
+    lib.TP_STAGE_DESCRIPTORS: "passing descriptors to it",
+    lib.TP_STAGE_EXECVE: f"executing {INIT}",
 }
 
 
 def _failure(stage: int, error: int) -> TorporError:
-    words = f"{_DOING[stage]}: {os.strerror(error)}"
+    if stage in _MAKING_CAPSULE:
+        words = f"a capsule cannot be made: {_MAKING_CAPSULE[stage]}: {os.strerror(error)}"
+    else:
+        words = f"torpor-init cannot be started: {_STARTING_INIT[stage]}: {os.strerror(error)}"
     if error == errno.EAGAIN:
         return RestoreFailed(words, advice=RAISE_LIMIT)
     if error in (errno.EPERM, errno.EACCES, errno.ENOSPC, errno.EUSERS):

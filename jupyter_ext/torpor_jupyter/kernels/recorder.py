@@ -30,7 +30,7 @@ from torpor_jupyter.kernels.transcript import Transcript
 WAIT = 'read -r line || exec "$@"'
 """A shell script: execute the program when standard input ends without a line."""
 LOOK_MS = 200
-"""Seconds between two checks whether another server has taken a kernel over."""
+"""Milliseconds between two checks whether another server has taken a kernel over."""
 WRITE_SECONDS = 1.0
 """Seconds between two writes of the received messages."""
 NOTE = {"process", "kernel_info", "execution_count", "cell", "cells", "recorded"}
