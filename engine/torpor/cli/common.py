@@ -176,6 +176,17 @@ def with_files_option(function: F) -> F:
     )(function)
 
 
+def files_option(words: str) -> Callable[[F], F]:
+    """The option --files: what to do if files were changed in place since the snapshot. `words` are its help."""
+    return click.option(
+        "--files",
+        type=click.Choice(["as-they-were", "as-they-are", "rolled-back"]),
+        default="as-they-were",
+        show_default=True,
+        help=words,
+    )
+
+
 # --- output -------------------------------------------------------------------------------------------------
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from torpor.cli.common import (
     command_options,
     exit_as,
+    files_option,
     interrupted,
     note,
     print_json,
@@ -20,6 +21,9 @@ from torpor.cli.common import (
     store_option,
 )
 
+if TYPE_CHECKING:
+    from torpor.restorer.restore import Files
+
 
 @click.command("restore", short_help="Wake a snapshot.")
 @snapshot_argument
@@ -28,13 +32,9 @@ from torpor.cli.common import (
     "--detach", is_flag=True, help="Print one PID, which lives as long as the job and its daemons, and return."
 )
 @click.option("--explain", is_flag=True, help="Print what would be done, system call by system call, and do nothing.")
-@click.option(
-    "--files",
-    type=click.Choice(["as-they-were", "as-they-are", "rolled-back"]),
-    default="as-they-were",
-    show_default=True,
-    help="Refuse the snapshot if files were changed since, other than by growing; use them as they are; or bring back "
-    "those that the job writes and whose content the snapshot has.",
+@files_option(
+    "Refuse the snapshot if files were changed since, other than by growing; use them as they are; or bring back "
+    "those that the job writes and whose content the snapshot has."
 )
 @click.option(
     "--as",
@@ -56,7 +56,7 @@ def command(
     store: str | None,
     detach: bool,
     explain: bool,
-    files: Literal["as-they-were", "as-they-are", "rolled-back"],
+    files: Files,
     way: Literal["best", "native", "capsule"],
     prove: bool | None,
     as_json: bool,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import click
 
-from torpor.cli.common import DurationType, command_options, console, print_json, store_option
+from torpor.cli.common import DurationType, command_options, console, files_option, print_json, store_option
+
+if TYPE_CHECKING:
+    from torpor.restorer.restore import Files
 
 
 @click.group("slurm", short_help="Show, requeue and clean up Slurm jobs.")
@@ -42,19 +45,13 @@ def status(job: str | None, store: str | None, as_json: bool) -> None:
 
 @command.command("requeue")
 @click.argument("job", metavar="JOBID")
-@click.option(
-    "--files",
-    type=click.Choice(["as-they-were", "as-they-are", "rolled-back"]),
-    default="as-they-were",
-    show_default=True,
-    help="If files were changed in place since the snapshot: refuse to wake it, use them as they are, or bring those "
-    "back that it has; for its next run only.",
+@files_option(
+    "If files were changed in place since the snapshot: refuse to wake it, use them as they are, or bring those "
+    "back that it has; for its next run only."
 )
 @store_option
 @command_options
-def requeue(
-    job: str, files: Literal["as-they-were", "as-they-are", "rolled-back"], store: str | None, as_json: bool
-) -> None:
+def requeue(job: str, files: Files, store: str | None, as_json: bool) -> None:
     """Requeue a job that was saved, or whose snapshots could not be woken: it then continues."""
     from torpor.store import Store
     from torpor_slurm.job_directory import requeue as again

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
+from torpor.cli.common import files_option
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -19,13 +21,9 @@ def slurm_options(function: F) -> F:
             help="In a Slurm job: have Open MPI and MPICH use shared memory and TCP, which can be saved, instead of "
             "InfiniBand, Slingshot or EFA.",
         ),
-        click.option(
-            "--files",
-            type=click.Choice(["as-they-were", "as-they-are", "rolled-back"]),
-            default="as-they-were",
-            show_default=True,
-            help="In a Slurm job, if files were changed in place since the snapshot: refuse it, use them as they are, "
-            "or bring those back that the snapshot has.",
+        files_option(
+            "In a Slurm job, if files were changed in place since the snapshot: refuse it, use them as they are, "
+            "or bring those back that the snapshot has."
         ),
         click.option(
             "--rollback-files",
