@@ -43,15 +43,23 @@ PROGRAM = r"""
 #include <unistd.h>
 
 /* notes: write every signal and its value into ./heard, until there is ./end.  meek: what a signal does by default.
-   Both make ./beat as long as they run. */
+   Both make ./beat as long as they run.
+   default, ignore: with this action for every signal, execute the rest of the command line. */
 int main(int argc, char **argv)
 {
 	unsigned long all = argv[1][0] == 'n' ? ~0ul : 0;
-	int log = open("heard", O_WRONLY | O_CREAT | O_APPEND, 0644);
+	int log;
 	char line[80];
 
-	(void)argc;
+	if (argc > 2) {
+		unsigned long action[4] = {argv[1][0] == 'i'}; /* struct sigaction of the kernel: SIG_IGN is 1 */
 
+		for (int number = 1; number <= 64; number++)
+			syscall(SYS_rt_sigaction, number, action, NULL, 8);
+		execvp(argv[2], argv + 2);
+		return 127;
+	}
+	log = open("heard", O_WRONLY | O_CREAT | O_APPEND, 0644);
 	syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, NULL, 8);
 	while (access("end", F_OK)) {
 		struct timespec soon = {.tv_nsec = 10000000};
@@ -163,25 +171,29 @@ def started() -> Iterator[list[Signalled | Terminal]]:
         one.close()
 
 
-def start(user: User, started: list[Any], *command: str | Path, **options: Any) -> Signalled:
-    """Start it in a process group of its own, as a shell with job control does; the tests may run in the background of
-    one without, which ignores SIGINT and SIGQUIT."""
-    command = ("env", "--default-signal", *command)
+def start(
+    user: User, started: list[Any], program: Path, *command: str | Path, action: str = "default", **options: Any
+) -> Signalled:
+    """Start it in a process group of its own, as a shell with job control does, with this action for every signal: what
+    runs the tests may ignore some."""
+    command = (program, action, *command)
     null = subprocess.DEVNULL
     options = {"start_new_session": False, "process_group": 0, "stdin": null, "stdout": null, "stderr": null, **options}
     started.append(found := Signalled(user, user.popen(command, **options)))
     return found
 
 
+@pytest.mark.parametrize("action", ["default", "ignore"])
 @pytest.mark.parametrize("way", ["undisturbed", "run", "woken"])
-def test_every_signal_is_heard_once(as_user: User, started: list[Any], program: Path, way: str) -> None:
-    """To the command alone, and to its group; and what a queued one says."""
-    job = start(as_user, started, *(() if way == "undisturbed" else RUN), program, "notes")
+def test_every_signal_is_heard_once(as_user: User, started: list[Any], program: Path, way: str, action: str) -> None:
+    """To the command alone, and to its group; and what a queued one says. Also if it was started to ignore them all, as
+    nohup(1), a script's `&` and a container's engine do with some: a job that blocks or handles them hears them."""
+    job = start(as_user, started, program, *(() if way == "undisturbed" else RUN), program, "notes", action=action)
     job.runs()
     if way == "woken":
         as_user.run([TORPOR, "checkpoint", str(job.pid), "--then", "kill"], check=True)
         job.process.wait(PATIENCE)
-        job = start(as_user, started, TORPOR, "restore", "latest")
+        job = start(as_user, started, program, TORPOR, "restore", "latest", action=action)
         job.runs()
     for send in os.kill, os.killpg:
         for number in SIGNALS:
@@ -238,7 +250,7 @@ def test_an_alarm_that_was_set_before(as_user: User, program: Path, prefix: tupl
 
 @pytest.mark.parametrize("prefix", [(), RUN], ids=["undisturbed", "run"])
 def test_its_shell_sees_it_stop(as_user: User, started: list[Any], program: Path, prefix: tuple[str, ...]) -> None:
-    job = start(as_user, started, *prefix, program, "meek")
+    job = start(as_user, started, program, *prefix, program, "meek")
     job.runs()
     for number in signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU:
         for send in os.kill, os.killpg:

@@ -94,18 +94,16 @@ class Job:
     def hold_signals() -> Signals:
         """Block the signals that `foreground` passes on, in the calling thread, so that they wait for it.
 
-        Call it before the job runs: a signal in between must not end this process and leave the job alone. Signals that
-        this process was started to ignore, as under nohup(1), stay ignored and do not reach the job either.
+        Call it before the job runs: a signal in between must not end this process and leave the job alone. Those that
+        this process was started to ignore, as under nohup(1), are passed on as well: the job may handle them. (The
+        kernel keeps a blocked signal pending even if it is ignored: sig_ignored(), kernel/signal.c.)
 
         Returns:
             The signals that a program started before this call would ignore and block.
         """
         before = inherited.signals()
-        own = kernel_signals.EVERY - (before.ignored - {signal.SIGCHLD})
-        for number in (signal.SIGCHLD, *_FAILED_WRITES):  # if SIGCHLD were ignored, the job's end would not be reported
-            if number in own:
-                kernel_signals.set_default(number)
-        kernel_signals.block(own)
+        kernel_signals.set_default(signal.SIGCHLD)  # if it were ignored, the job's end would not be reported
+        kernel_signals.block(kernel_signals.EVERY)
         return before
 
     def foreground(self, on_signal: Callable[[int], bool] | None = None) -> int:
@@ -118,11 +116,11 @@ class Job:
             on_signal: called with every signal, by which the code that relays the job's terminal learns of them. If it
                 returns True, the signal is not forwarded. That code also stops this process.
         """
-        awaited = kernel_signals.EVERY - (self.hold_signals().ignored - {signal.SIGCHLD})
+        self.hold_signals()
         stop, stop_until = 0, 0.0
         self._was_sent_to_group(0)  # from now on init keeps its signals pending
         while (code := self.poll()) is None:
-            received = kernel_signals.wait(awaited, _STOP_STEP if stop_until else None)
+            received = kernel_signals.wait(kernel_signals.EVERY, _STOP_STEP if stop_until else None)
             if received is None and stop_until:
                 if self._is_stopped():  # and no SIGCONT has come since
                     for other in _STOPS:
