@@ -22,11 +22,12 @@ from unittest import mock
 
 import torpor
 from torpor.dump import proof
-from torpor.errors import CheckpointFailed, Refused, TorporError
+from torpor.errors import CheckpointFailed, Refused, RestoreFailed, TorporError
 from torpor.image import image_pb2 as pb
 from torpor.image import reading
 from torpor.objects.fds import descriptors as kinds
 from torpor.objects.process import seccomp
+from torpor.objects.sockets import unix_names
 from torpor.probe import probe
 from torpor.store import SnapshotReader
 
@@ -254,6 +255,20 @@ def descriptors() -> None:
     with program() as child:
         with mock.patch.object(kinds, "_most", lambda: 40):  # the tree has some twenty, a restore needs SPARE more
             lives_on(child.pid, "are needed at once to restore them")
+        wakes(child)
+
+
+def _no_time(image: pb.Tree) -> None:
+    tcp = next(one.tcp for one in image.descriptions if one.HasField("tcp"))
+    tcp.options.add(level=socket.IPPROTO_TCP, name=socket.TCP_KEEPIDLE, value=bytes(4))
+
+
+def sockets() -> None:
+    """What only shows when the sockets are made: an option that the kernel does not take, an error of the builder."""
+    with program() as child:
+        changed(_no_time, "option 6/4 cannot be set: Invalid argument", child.pid)
+        with mock.patch.object(unix_names.Named, "bind_all", side_effect=RestoreFailed("it is not made")):
+            lives_on(child.pid, "it is not made")
         wakes(child)
 
 

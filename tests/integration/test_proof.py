@@ -11,7 +11,9 @@ from tests.users import BIN, User
 ACTOR = Path(__file__).with_name("proof_actor.py")
 
 
-@pytest.mark.parametrize("deed", ["refused", "descriptors", "taken_over", "unreadable", "nowhere_at_all", "costs"])
+@pytest.mark.parametrize(
+    "deed", ["refused", "descriptors", "sockets", "taken_over", "unreadable", "nowhere_at_all", "costs"]
+)
 def test_proof(as_user: User, deed: str) -> None:
     done = as_user.run([BIN / "python", ACTOR, deed])
     assert done.stdout == "done\n", done.stderr
