@@ -53,17 +53,14 @@ long tp_find_description(const struct tp_descriptor *wanted, const struct tp_des
 	return 0;
 }
 
-uint32_t tp_xsave_size(uint64_t features)
+int tp_register_set(uint32_t number, uint32_t *place)
 {
-	uint32_t end = 576; /* the legacy area and the header are always there */
+	unsigned int size, offset, flags, d;
 
-	for (unsigned int i = 2; i < 63; i++) {
-		unsigned int size, offset, c, d;
-
-		if (!(features >> i & 1) || !__get_cpuid_count(0xd, i, &size, &offset, &c, &d))
-			continue;
-		if (offset + size > end)
-			end = offset + size;
-	}
-	return end;
+	/* Bit 0 of the flags: only the kernel uses it, and it is in no area of a process. */
+	if (!__get_cpuid_count(0xd, number, &size, &offset, &flags, &d) || !size || flags & 1)
+		return 0;
+	place[0] = offset;
+	place[1] = size;
+	return 1;
 }

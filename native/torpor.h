@@ -48,8 +48,11 @@ struct tp_descriptor {
 long tp_find_description(const struct tp_descriptor *wanted, const struct tp_descriptor *known, size_t count,
 			 size_t *place);
 
-/* The size of a standard-format xsave area with these components (a mask as in XCR0), in bytes. */
-uint32_t tp_xsave_size(uint64_t features);
+/*
+ * Where this processor has a register set in a standard-format xsave area, by the number of its bit in XCR0: its offset
+ * and its size, in bytes. Returns 0 if it has no such set.
+ */
+int tp_register_set(uint32_t number, uint32_t *place);
 
 /* The stages of tp_spawn; a struct tp_report names one. */
 enum tp_stage {

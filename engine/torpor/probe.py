@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from torpor import procfs, trials
+from torpor.arch.x86_64 import xsave
 
 CAPABILITIES = {
     "CAP_NET_ADMIN": 12,
@@ -125,6 +126,8 @@ class Probe:
     """XCR0: the state components that a thread's xsave area may contain here."""
     xsave_size: int = 0
     """The size of a thread's xsave area here, bytes."""
+    register_sets: tuple[tuple[int, int, int], ...] = ()
+    """The number, the offset and the size of each register set that the processor has, in a thread's xsave area."""
 
     why: dict[str, str] = field(default_factory=dict, compare=False)
     """For fields that are False: what failed, and the kernel's error."""
@@ -189,6 +192,7 @@ def probe() -> Probe:
         "page_size": resource.getpagesize(),
         "transparent_hugepages": _chosen("/sys/kernel/mm/transparent_hugepage/enabled"),
         "cpu_flags": _cpu_flags(),
+        "register_sets": tuple((number, *place) for number, place in xsave.host().items()),
     }
     # A child may be killed because of what it tries. Then all that it has not reported counts as impossible.
     facts |= trials.in_children((trials.try_calls, trials.try_tracing, trials.try_namespaces), why)

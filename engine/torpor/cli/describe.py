@@ -198,6 +198,8 @@ def address(raw: bytes) -> str:
 
 def _needs(tree: Tree) -> dict[str, Any]:
     """Return what a host needs to restore the tree."""
+    from torpor.objects.process import host_requirements
+
     descriptions = tree.descriptions
     opened = (d.file.path for d in descriptions if d.WhichOneof("kind") == "file")
     listening = (d.tcp.local for d in descriptions if d.tcp.state == d.tcp.LISTEN)
@@ -206,6 +208,7 @@ def _needs(tree: Tree) -> dict[str, Any]:
         "page_size": tree.host.page_size,
         "xsave_size": tree.host.xsave_size,
         "xfeatures": tree.host.xfeatures,
+        "register_sets": host_requirements.register_sets(tree),
         "users": sorted({uid for process in tree.processes for uid in process.credentials.uids}),
         "pids": sorted({thread.tid for process in tree.processes for thread in process.threads}),
         "ports": sorted({address(local) for local in listening}),

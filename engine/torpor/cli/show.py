@@ -110,8 +110,8 @@ def _about(process: dict[str, Any]) -> list[str]:
 def _print_needs(needs: dict[str, Any], out: Any) -> None:
     out.print("\nA host that wakes it needs")
     out.print(
-        f"  a {needs['architecture']} processor with an xsave area of {needs['xsave_size']} bytes "
-        f"(components {needs['xfeatures']:#x}), {readable(needs['page_size'])} pages"
+        f"  a {needs['architecture']} processor with its features, and the register sets in use: "
+        f"{', '.join(needs['register_sets']) or 'no special ones'}; {readable(needs['page_size'])} pages"
     )
     out.print(f"  user ids {', '.join(map(str, needs['users']))}")
     if needs["ports"]:

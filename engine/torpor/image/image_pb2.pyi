@@ -231,7 +231,7 @@ class Session(_message.Message):
     def __init__(self, sid: _Optional[int] = ..., terminal: _Optional[int] = ..., foreground: _Optional[int] = ...) -> None: ...
 
 class Host(_message.Message):
-    __slots__ = ("architecture", "kernel_release", "hostname", "boot_id", "xfeatures", "xsave_size", "cpu_flags", "page_size", "realtime_ns", "monotonic_ns", "boottime_ns", "filters", "began_ns", "label")
+    __slots__ = ("architecture", "kernel_release", "hostname", "boot_id", "xfeatures", "xsave_size", "cpu_flags", "page_size", "realtime_ns", "monotonic_ns", "boottime_ns", "filters", "began_ns", "label", "register_sets")
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
     KERNEL_RELEASE_FIELD_NUMBER: _ClassVar[int]
     HOSTNAME_FIELD_NUMBER: _ClassVar[int]
@@ -246,6 +246,7 @@ class Host(_message.Message):
     FILTERS_FIELD_NUMBER: _ClassVar[int]
     BEGAN_NS_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
+    REGISTER_SETS_FIELD_NUMBER: _ClassVar[int]
     architecture: str
     kernel_release: str
     hostname: str
@@ -260,7 +261,18 @@ class Host(_message.Message):
     filters: int
     began_ns: int
     label: str
-    def __init__(self, architecture: _Optional[str] = ..., kernel_release: _Optional[str] = ..., hostname: _Optional[str] = ..., boot_id: _Optional[str] = ..., xfeatures: _Optional[int] = ..., xsave_size: _Optional[int] = ..., cpu_flags: _Optional[_Iterable[str]] = ..., page_size: _Optional[int] = ..., realtime_ns: _Optional[int] = ..., monotonic_ns: _Optional[int] = ..., boottime_ns: _Optional[int] = ..., filters: _Optional[int] = ..., began_ns: _Optional[int] = ..., label: _Optional[str] = ...) -> None: ...
+    register_sets: _containers.RepeatedCompositeFieldContainer[RegisterSet]
+    def __init__(self, architecture: _Optional[str] = ..., kernel_release: _Optional[str] = ..., hostname: _Optional[str] = ..., boot_id: _Optional[str] = ..., xfeatures: _Optional[int] = ..., xsave_size: _Optional[int] = ..., cpu_flags: _Optional[_Iterable[str]] = ..., page_size: _Optional[int] = ..., realtime_ns: _Optional[int] = ..., monotonic_ns: _Optional[int] = ..., boottime_ns: _Optional[int] = ..., filters: _Optional[int] = ..., began_ns: _Optional[int] = ..., label: _Optional[str] = ..., register_sets: _Optional[_Iterable[_Union[RegisterSet, _Mapping]]] = ...) -> None: ...
+
+class RegisterSet(_message.Message):
+    __slots__ = ("number", "offset", "size")
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    offset: int
+    size: int
+    def __init__(self, number: _Optional[int] = ..., offset: _Optional[int] = ..., size: _Optional[int] = ...) -> None: ...
 
 class Timing(_message.Message):
     __slots__ = ("pause_ns", "total_ns")

@@ -19,7 +19,6 @@ from torpor.arch.x86_64 import (
     ORIG_RAX,
     RSP,
     WORD,
-    fitted,
     holds_tiles,
 )
 from torpor.errors import RestoreFailed
@@ -27,7 +26,6 @@ from torpor.image import image_pb2 as pb
 from torpor.objects.memory import address_space
 from torpor.objects.process import signals
 from torpor.objects.process.process_attributes import PR_SET_CHILD_SUBREAPER
-from torpor.probe import probe
 from torpor.remote import memory, ptrace
 from torpor.remote.batch import Call
 from torpor.remote.blank import TABLE_ROOM, Blanks, Task, Work, killed, table_size
@@ -404,9 +402,8 @@ def _set_state(task: Task, thread: ThreadPlan) -> None:
     try:
         if thread.image.below:
             memory.write_stack(task.tid, thread.image.below_address, thread.image.below)
-        ptrace.set_xstate(task.tid, fitted(thread.image.xstate, probe().xsave_size))
+        ptrace.set_xstate(task.tid, thread.image.xstate)
         ptrace.set_registers(task.tid, registers)
         ptrace.set_sigmask(task.tid, thread.image.sigmask)
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else error
-        raise RestoreFailed(f"{task.name}: setting its registers: {why}") from error
+    except OSError as error:
+        raise RestoreFailed(f"{task.name}: setting its registers: {error.strerror}") from error

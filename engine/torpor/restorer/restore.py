@@ -27,7 +27,7 @@ from torpor.objects.memory.address_space import Sources
 from torpor.objects.paths import bundle, directories
 from torpor.objects.paths.opener import Opener, Openers
 from torpor.objects.paths.rollback import Rollback
-from torpor.objects.process import birth_order, credentials, daemons
+from torpor.objects.process import birth_order, credentials, daemons, host_requirements
 from torpor.objects.sockets import port_remapping
 from torpor.probe import probe
 from torpor.remote.blank import PidTaken
@@ -129,6 +129,7 @@ def restore(
         if ports:
             port_remapping.move(image, ports)
         behind = patiently(lambda: _validate(image, reader, standard, files, asked=snapshot), tell)
+        host_requirements.adapt(image, probe())
         later: shared_memory.Left = frozenset()
         if instead_of is not None:
             with suppress(TorporError), _open(instead_of, store) as other:
@@ -245,8 +246,7 @@ def listening_ports(snapshot: str | SnapshotInfo, *, store: Store | str | os.Pat
 def _open(snapshot: str | SnapshotInfo, store: Store | str | os.PathLike[str] | None) -> SnapshotReader:
     if store is None and isinstance(snapshot, SnapshotInfo):
         store = snapshot.store
-    home = store if isinstance(store, Store) else Store(store)
-    return home.open(snapshot)
+    return (store if isinstance(store, Store) else Store(store)).open(snapshot)
 
 
 # ----------------------------------------------------------------------------------------------- material

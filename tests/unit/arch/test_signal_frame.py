@@ -5,11 +5,10 @@ from __future__ import annotations
 import struct
 from array import array
 
-import pytest
-
 from torpor.arch import x86_64
 from torpor.arch.x86_64 import MIN_XSAVE, XCR0_OFFSET, signal_frame, signal_frame_size
-from torpor.arch.x86_64.signal_frame import fitted, holds_tiles, xsave_size
+from torpor.arch.x86_64.signal_frame import holds_tiles
+from torpor.arch.x86_64.xsave import size_here
 
 X87_AND_SSE, TILES = 0b11, 1 << 18
 AT = 0x7000
@@ -54,7 +53,7 @@ def test_a_call_that_was_interrupted_is_made_again() -> None:
 
 
 def test_tiles_are_restored_only_by_a_thread_that_uses_them() -> None:
-    size = xsave_size(X87_AND_SSE | TILES)
+    size = size_here(X87_AND_SSE | TILES)
     for in_use in (X87_AND_SSE, X87_AND_SSE | TILES):
         state = xstate(X87_AND_SSE | TILES, in_use, max(size, MIN_XSAVE))
         assert holds_tiles(state) == bool(in_use & TILES)
@@ -62,10 +61,3 @@ def test_tiles_are_restored_only_by_a_thread_that_uses_them() -> None:
         (fpstate,) = struct.unpack_from("<Q", frame, 40 + 18 * 8 + 8 + 4 * 8)
         (features,) = struct.unpack_from("<Q", frame, fpstate - AT + XCR0_OFFSET + 8)
         assert features == in_use
-
-
-def test_an_area_is_cut_only_where_nothing_is_in_use() -> None:
-    assert fitted(b"ab", 4) == b"ab\0\0"
-    assert fitted(b"ab\0\0", 2) == b"ab"
-    with pytest.raises(ValueError, match="larger than this processor's"):
-        fitted(b"ab\0c", 2)

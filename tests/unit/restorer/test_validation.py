@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 import torpor
 from tests.unit.store.store_content import many_blocks
+from torpor.arch.x86_64.xsave import IN_USE_OFFSET, Place
 from torpor.errors import ImageDamaged, Reason, RestoreRefused, TorporError
 from torpor.image import image_pb2 as pb
 from torpor.objects.fds.descriptors import Opened
@@ -202,9 +203,13 @@ def test_a_lesser_processor(image: pb.Tree) -> None:
 
 
 def test_fewer_register_sets(image: pb.Tree) -> None:
-    image.host.xfeatures |= 1 << 40
-    (reason,) = reasons(image, probe())
-    assert "register sets" in reason.why
+    xstate = bytearray(image.processes[0].threads[0].xstate)
+    used = Place(*next(place for number, *place in probe().register_sets if number == 2))
+    xstate[IN_USE_OFFSET] |= 1 << 2
+    xstate[used.offset] = 1
+    image.processes[0].threads[0].xstate = bytes(xstate)
+    (reason, *_) = reasons(image, dataclasses.replace(probe(), xfeatures=0b11))
+    assert reason.why.startswith("it lacks register sets that the program has in use: AVX")
 
 
 def test_another_architecture(image: pb.Tree) -> None:

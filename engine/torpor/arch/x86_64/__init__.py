@@ -34,16 +34,14 @@ from torpor.arch.x86_64.registers import (
     was_restarted,
 )
 from torpor.arch.x86_64.signal_frame import (
-    MIN_XSAVE,
     TILE_CONFIGURATION,
     TOUCH_TILES,
-    XCR0_OFFSET,
-    fitted,
     holds_tiles,
     signal_frame,
     signal_frame_size,
 )
 from torpor.arch.x86_64.system_calls import NR
+from torpor.arch.x86_64.xsave import MIN_XSAVE, XCR0_OFFSET
 
 __all__ = [
     "CS",
@@ -76,7 +74,6 @@ __all__ = [
     "XCR0_OFFSET",
     "Portable",
     "ended_early",
-    "fitted",
     "holds_tiles",
     "in_system_call",
     "keep_waiting",

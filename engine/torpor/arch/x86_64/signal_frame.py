@@ -1,12 +1,11 @@
-"""The xsave area, and the frame from which rt_sigreturn(2) restores a thread's whole context."""
+"""The frame from which rt_sigreturn(2) restores a thread's whole context."""
 
 from __future__ import annotations
 
 import struct
 from array import array
-from functools import cache
 
-from torpor._native import lib
+from torpor.arch.x86_64 import xsave
 from torpor.arch.x86_64.registers import (
     CS,
     EFLAGS,
@@ -30,17 +29,13 @@ from torpor.arch.x86_64.registers import (
     SS,
     restarted,
 )  # fmt: skip
+from torpor.arch.x86_64.xsave import IN_USE_OFFSET, XCR0_OFFSET
 
 # Signal frame (arch/x86/include/uapi/asm/sigcontext.h, ucontext.h).
 _FP_XSTATE_MAGIC1 = 0x46505853
 _FP_XSTATE_MAGIC2 = 0x46505845
-_SW_RESERVED = 464  # offset of struct _fpx_sw_bytes in the xsave area
-XCR0_OFFSET = _SW_RESERVED
-"""Where ptrace(2) stores XCR0 in an xsave area."""
-_XFEATURES = 512  # offset of xstate_bv in the xsave header
-_XTILE_DATA = 1 << 18
-MIN_XSAVE = 576
-"""Size of the smallest xsave area in bytes: x87, SSE and the header."""
+_SW_RESERVED = XCR0_OFFSET  # offset of struct _fpx_sw_bytes in the xsave area
+_XTILE_DATA = 1 << xsave.TILES
 _UC_FLAGS = 0x1 | 0x2 | 0x4  # UC_FP_XSTATE | UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS
 _UCONTEXT = struct.Struct("<QQ QiiQ 18Q 4H 4Q Q64x Q")
 _NO_ALTSTACK = 7
@@ -55,20 +50,9 @@ TILE_CONFIGURATION = struct.pack("<BB14x H30x B15x", 1, 0, 64, 16)
 """For TOUCH_TILES: palette 1, tile 0 with 16 rows of 64 bytes."""
 
 
-def fitted(xstate: bytes, size: int) -> bytes:
-    """Resize an xsave area to what this host's kernel accepts. Components that are not in use may be cut off.
-
-    Raises:
-        ValueError: a component that is in use does not fit.
-    """
-    if any(xstate[size:]):
-        raise ValueError("the registers are larger than this processor's")
-    return xstate[:size].ljust(size, b"\0")
-
-
 def holds_tiles(xstate: bytes) -> bool:
     """Whether an xsave area holds AMX tiles."""
-    return bool(struct.unpack_from("<Q", xstate, _XFEATURES)[0] & _XTILE_DATA)
+    return bool(struct.unpack_from("<Q", xstate, IN_USE_OFFSET)[0] & _XTILE_DATA)
 
 
 def signal_frame(address: int, registers: array[int], xstate: bytes, sigmask: int) -> bytes:
@@ -102,16 +86,10 @@ def _features_in_use(xstate: bytes) -> tuple[int, int]:
     for AMX may not use tiles.
     """
     features: int = struct.unpack_from("<Q", xstate, XCR0_OFFSET)[0]
-    in_use: int = struct.unpack_from("<Q", xstate, _XFEATURES)[0]
+    in_use: int = struct.unpack_from("<Q", xstate, IN_USE_OFFSET)[0]
     if not in_use & _XTILE_DATA:
         features &= ~_XTILE_DATA
-    return features, min(xsave_size(features), len(xstate))
-
-
-@cache
-def xsave_size(features: int) -> int:
-    """Size of a standard-format xsave area with these components on this processor, in bytes."""
-    return int(lib.tp_xsave_size(features))
+    return features, min(xsave.size_here(features), len(xstate))
 
 
 def signal_frame_size(xstate_size: int) -> int:

@@ -1,7 +1,7 @@
 """The host of a tree: its kernel, its processor, and its clocks at the moment of the freeze.
 
-A restore refuses a host with another architecture or page size, or whose processor lacks register sets or features by
-which programs may have chosen their code.
+A restore refuses a host with another architecture or page size, or whose processor lacks features by which programs may
+have chosen their code, or a register set that a thread has in use. Registers move to the layout of the other processor.
 
 Documented in: uname(2), proc_cpuinfo(5), Documentation/arch/x86/xstate.rst, time_namespaces(7).
 """
@@ -16,21 +16,23 @@ from functools import cache
 from pathlib import Path
 
 from torpor import procfs
-from torpor._native import lib
-from torpor.arch.x86_64 import XCR0_OFFSET
+from torpor.arch.x86_64 import XCR0_OFFSET, xsave
 from torpor.errors import Reason
 from torpor.image import image_pb2 as pb
 from torpor.probe import Probe
 
 CODE_FLAGS = frozenset((
     "sse3", "ssse3", "sse4_1", "sse4_2", "popcnt", "movbe", "aes", "pclmulqdq", "avx", "avx2", "fma", "f16c",
-    "bmi1", "bmi2", "abm", "adx", "sha_ni", "rdrand", "rdseed", "fsgsbase", "erms", "vaes", "vpclmulqdq",
+    "bmi1", "bmi2", "abm", "adx", "sha_ni", "rdrand", "rdseed", "fsgsbase", "vaes", "vpclmulqdq",
     "gfni", "avx_vnni", "rdpid", "clwb", "clflushopt", "movdiri", "movdir64b", "serialize", "waitpkg", "xsavec",
     "avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl", "avx512ifma", "avx512vbmi", "avx512_vbmi2",
     "avx512_vnni", "avx512_bitalg", "avx512_vpopcntdq", "avx512_bf16", "avx512_fp16", "avx512_vp2intersect",
-    "pku", "ospke",
 ))  # fmt: skip
-"""Features by which programs and libc choose code once, when they start (names of /proc/cpuinfo)."""
+"""Features by which programs and libc choose code once, when they start (names of /proc/cpuinfo).
+
+Not those that only say which of several ways is faster (erms, fsrm), and not protection keys (pku, ospke): whether a
+program uses them, its registers and mappings show.
+"""
 TILE_FLAGS = frozenset(("amx_tile", "amx_int8", "amx_bf16"))
 """Features that a program must request first."""
 _LATEST_NS = 1 << 62
@@ -56,6 +58,9 @@ def describe(
     host.boot_id = procfs.boot_id()
     (host.xfeatures,) = struct.unpack_from("<Q", xstate, XCR0_OFFSET)
     host.xsave_size = len(xstate)
+    for number, (offset, size) in xsave.host().items():
+        if host.xfeatures >> number & 1:
+            host.register_sets.add(number=number, offset=offset, size=size)
     host.cpu_flags.extend(_cpu_flags())
     host.page_size = procfs.PAGE
     host.filters = 0 if image.filters else int(status.get(b"Seccomp_filters", 0))
@@ -76,6 +81,13 @@ def validate_form(image: pb.Tree) -> Iterator[str]:
     host = image.host
     if not all(0 <= clock <= _LATEST_NS for clock in (host.monotonic_ns, host.boottime_ns)):
         yield "its clocks are at a time that a kernel does not know"
+    for one in host.register_sets:
+        if not 2 <= one.number < 63 or one.offset < xsave.MIN_XSAVE or one.offset + one.size > host.xsave_size:
+            yield f"the register set {one.number} lies outside of the area for it"
+    there = _layout(host)
+    for thread in _threads(image):
+        if there is not None and not xsave.names_all(thread.xstate, there):
+            yield f"thread {thread.tid} has register sets in use of which it does not say where they lie"
 
 
 def validate(image: pb.Tree, host: Probe) -> Iterator[Reason]:
@@ -91,17 +103,47 @@ def validate(image: pb.Tree, host: Probe) -> Iterator[Reason]:
     if missing := flags.intersection(needed.cpu_flags) - host.cpu_flags:
         why = f"it lacks {', '.join(sorted(missing))}"
         yield Reason("this processor", why, "restore on one like the image's host")
-    features = needed.xfeatures if tiles else needed.xfeatures & ~_TILES
-    if absent := features & ~host.xfeatures:
-        yield Reason("this processor", f"it lacks register sets that the image may hold ({absent:#x} of XCR0)")
-    elif _lie_elsewhere(needed, host):
-        yield Reason("this processor", "its register sets lie elsewhere in memory than on the image's host")
+    there, here = _layout(needed), _layout_of(host)
+    if there is None:
+        yield Reason("this processor", "the image does not say where its register sets lie in memory")
+        return
+    absent: dict[str, None] = {}
+    for thread in _threads(image):
+        try:
+            xsave.converted(thread.xstate, there, here, host.xfeatures, host.xsave_size)
+        except xsave.CannotFit as missing:
+            absent[str(missing)] = None
+    for names in absent:
+        yield Reason("this processor", f"it lacks register sets that the program has in use: {names}")
 
 
-def _lie_elsewhere(needed: pb.Host, host: Probe) -> bool:
-    """Whether register sets have other offsets here (Intel's and AMD's differ), as far as their total size shows."""
-    if (needed.xfeatures, needed.xsave_size) == (host.xfeatures, host.xsave_size):
-        return False
-    size: int = lib.tp_xsave_size(needed.xfeatures & host.xfeatures)
-    # If the image's host has AMX and this one has not, the size of the other sets on the image's host is not known.
-    return size > needed.xsave_size if needed.xfeatures & ~host.xfeatures else size != needed.xsave_size
+def adapt(image: pb.Tree, host: Probe) -> None:
+    """Give the registers of all threads the layout of this processor. `validate` has found that they fit."""
+    there, here = _layout(image.host), _layout_of(host)
+    assert there is not None
+    if (there, image.host.xfeatures, image.host.xsave_size) != (here, host.xfeatures, host.xsave_size):
+        for thread in _threads(image):
+            thread.xstate = xsave.converted(thread.xstate, there, here, host.xfeatures, host.xsave_size)
+
+
+def register_sets(image: pb.Tree) -> list[str]:
+    """The names of the register sets that threads have in use, x87 and SSE left out."""
+    there = _layout(image.host) or {}
+    areas = [thread.xstate for thread in _threads(image) if xsave.names_all(thread.xstate, there)]
+    return sorted({xsave.name(number) for area in areas for number in xsave.in_use(area, there)})
+
+
+def _layout(host: pb.Host) -> xsave.Layout | None:
+    """The layout of an image."""
+    if host.register_sets:
+        return {one.number: xsave.Place(one.offset, one.size) for one in host.register_sets}
+    return xsave.guessed(host.xfeatures, host.xsave_size, xsave.host())
+
+
+def _layout_of(host: Probe) -> xsave.Layout:
+    places = {number: xsave.Place(offset, size) for number, offset, size in host.register_sets}
+    return {number: place for number, place in places.items() if host.xfeatures >> number & 1}
+
+
+def _threads(image: pb.Tree) -> Iterator[pb.Thread]:
+    return (thread for process in image.processes if not process.zombie for thread in process.threads)
