@@ -20,7 +20,7 @@ from typing import Literal
 from torpor import Job, processes, start
 from torpor.errors import StoreError, TorporError
 from torpor.processes import Signals, inherited_environment, inherited_signals
-from torpor_slurm import another_run, beginning, controller, lifeline, mpi_environment
+from torpor_slurm import another_run, beginning, controller, filters, lifeline, mpi_environment
 from torpor_slurm.allocation import ENV_FILE, Allocation
 from torpor_slurm.beginning import Beginning, Script, patiently
 from torpor_slurm.controller import JobRecord
@@ -48,8 +48,8 @@ MIN_LEAD_SECONDS = 15.0
 """Even the smallest job is saved this many seconds before its time limit: the controller may be slow to answer."""
 
 FORWARDED = frozenset(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE}
-"""Signals that the supervisor blocks, and forwards to the application when they come.
-
+"""Signals that the supervisor blocks, and forwards to the application: also those that it was started to ignore, since
+the application may catch them (they come, as blocked signals do: sig_ignored(), kernel 2.6).
 SIGSEGV and the like are among them: if the supervisor itself faults, they kill it although they are blocked
 (force_sig(), kernel 2.6). So one that it can receive was sent by another process. SIGPIPE is not among them: the
 supervisor's own writes may cause it.
@@ -105,7 +105,7 @@ class Supervisor:
         self.embedded = embedded
         """The script of `torpor sbatch`, if that is what the command runs."""
         self.given = given
-        """The signals that the application ignores and blocks from its start. Ignored ones are not forwarded."""
+        """The signals that the application ignores and blocks from its start."""
         self.allocation = allocation
         self.directory = directory
         self.options = options
@@ -179,13 +179,13 @@ class Supervisor:
         begin = partial(beginning.begin, self.directory, self.allocation, self.record, self.command, self.embedded)
         self.here = patiently(begin, self.allocation, self.directory.base)
         self.directory = self.here.directory
+        self.here.notes += self.script.warnings(self.record.partition)
         self.saving = Saving(self.directory, self.allocation.restarts, self.options.with_files)
 
     def _finished_before(self, finished: Finished) -> int:
         """Exit as the command did in an earlier run."""
-        name = os.path.basename(self.command[0])
-        already = f"{name} of job {self.directory.job} has finished already, with exit code {finished.code}"
-        tell(f"{already}: remove {self.directory.path} to run it again")
+        name, again = os.path.basename(self.command[0]), f"remove {self.directory.path} to run it again"
+        tell(f"{name} of job {self.directory.job} has finished already, with exit code {finished.code}: {again}")
         return finished.code
 
     def _start(self) -> Job:
@@ -221,7 +221,9 @@ class Supervisor:
             else:
                 if left is not None:
                     return left
-        return self._ended(code)
+        code = self._ended(code)
+        filters.wait_for_end(self.directory.environment_file)
+        return code
 
     def _react(self, number: int | None, sentinel: Sentinel) -> int | None:
         """Do what is due. Return the exit code if the run ends, None if it goes on.
@@ -492,8 +494,6 @@ class Supervisor:
             tell(f"the application has requeued its job, but its older snapshots cannot be removed: {error}")
 
     def _forward(self, number: int, *, asks_to_end: bool = False) -> None:
-        if number in self.given.ignored:
-            return
         self.forwarded |= {number} & WARNINGS
         self.asked_to_end = self.asked_to_end or asks_to_end
         with suppress(ProcessLookupError):

@@ -137,7 +137,8 @@ class TorporApp(ExtensionApp):
         self._notes = PeriodicCallback(self.service.notes.write, NOTE_SECONDS * 1000)
         self._notes.start()
         if allocation := Allocation.around(os.environ):
-            watching = slurm.watch(allocation, partial(self.service.park_all, "preempted"), self.log)
+            ends = partial(os.kill, os.getpid(), signal.SIGTERM)
+            watching = slurm.watch(allocation, partial(self.service.park_all, "preempted"), ends, self.log)
             self._slurm = loop.create_task(watching)
         # Without a terminal jupyter_server ends at SIGINT, which JupyterHub sends first, as Python does: at once.
         # Kernels would be left to live on, or to end with their container.

@@ -10,7 +10,8 @@ from dataclasses import replace
 import pytest
 
 from tests.unit.slurm.slurm_job import environment
-from torpor_slurm import script_around
+from torpor import processes
+from torpor_slurm import controller, script_around
 from torpor_slurm.allocation import Allocation
 from torpor_slurm.script_around import ScriptAround
 
@@ -50,3 +51,29 @@ def test_the_end_of_the_script_ends_the_wait(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(os, "getppid", lambda: parents.pop(0))
     waits.wait_for_its_end()
     assert parents == []
+
+
+@pytest.mark.parametrize(
+    ("dies", "grace", "in_step", "told"),
+    [
+        (True, 0, False, True),
+        (True, 60, False, False),
+        (False, 0, False, False),
+        (True, 0, True, False),
+        (True, None, False, False),
+    ],
+)
+def test_a_script_that_ends_before_anybody_hears_of_it(
+    monkeypatch: pytest.MonkeyPatch, dies: bool, grace: int | None, in_step: bool, told: bool
+) -> None:
+    def notice(partition: str) -> controller.Notice:
+        assert partition == "low"
+        if grace is None:
+            raise controller.SlurmError("Unable to contact slurm controller")
+        return controller.Notice(grace, 30)
+
+    monkeypatch.setattr(controller, "notice", notice)
+    monkeypatch.setattr(processes, "dies_of", lambda pid, number: dies and (pid, number) == (os.getppid(), 15))
+    warnings = around(in_step).warnings("low")
+    assert [told] * len(warnings) == [True] * told
+    assert all("trap exit TERM" in words for words in warnings)

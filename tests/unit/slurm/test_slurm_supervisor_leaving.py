@@ -147,12 +147,18 @@ def test_what_no_site_sends_as_a_warning_is_handed_on_unasked(rig: Rig) -> None:
     assert (rig.saves, rig.app.heard) == ([], [signal.SIGWINCH])
 
 
-def test_what_the_application_ignores_by_its_start_is_not_handed_on(rig: Rig) -> None:
-    rig.supervise(Options(), ignored=frozenset({signal.SIGHUP}))
-    rig.app.end_after = 5
-    rig.warn(signal.SIGHUP)
-    assert rig.watch() == 0
-    assert rig.app.heard == []
+def test_what_it_was_started_to_ignore_is_handed_on(rig: Rig) -> None:
+    """The application was started to ignore it, too, but may catch it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        rig.supervise(Options(), ignored=frozenset({signal.SIGHUP}))
+        rig.app.end_after = 5
+        rig.app.catches = {signal.SIGHUP}
+        rig.warn(signal.SIGHUP)
+        assert rig.watch() == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert rig.app.heard == [signal.SIGHUP]
 
 
 def test_while_the_controller_is_silent_a_warned_job_is_saved_and_goes_on(rig: Rig) -> None:

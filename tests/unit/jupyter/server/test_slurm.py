@@ -16,6 +16,10 @@ async def _park() -> None:
     raise AssertionError("nothing was preempted")
 
 
+def _end() -> None:
+    raise AssertionError("nothing was cancelled")
+
+
 def test_slurms_programs_are_missing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """As in a container: it is told, and the server goes on."""
     monkeypatch.setenv("PATH", "/nowhere")
@@ -23,7 +27,7 @@ def test_slurms_programs_are_missing(monkeypatch: pytest.MonkeyPatch, caplog: py
     assert job
 
     async def watched() -> None:
-        watching = asyncio.create_task(slurm.watch(job, _park, logging.getLogger("server")))
+        watching = asyncio.create_task(slurm.watch(job, _park, _end, logging.getLogger("server")))
         while "Cannot listen" not in caplog.text:
             assert not watching.done()
             await asyncio.sleep(0.01)
