@@ -169,7 +169,7 @@ class JobDirectory:
         if restarts > 0 and not self.base.exists():  # do not create it: the job would begin anew and lose its work
             raise StoreMissing(
                 f"job {self.job} has run before, but on {node} there is no store {self.base}",
-                advice="is it mounted there? To begin anew, make the directory",
+                advice="is it mounted there? If no job has used it yet, make the directory",
             )
         self.leave_to_former(restarts, start)
         if (last := self.last_run) is not None and last >= restarts:

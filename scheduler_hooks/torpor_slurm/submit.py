@@ -13,10 +13,12 @@ import shlex
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from torpor.errors import NotFound, Reason, Refused
+from torpor.store import make_directories
 from torpor_slurm.allocation import gpus_held, several_nodes
 from torpor_slurm.controller import SlurmError
 from torpor_slurm.options import Grammar
@@ -123,14 +125,17 @@ def refuse(submission: Submission) -> list[Reason]:
     return reasons
 
 
-def submit(submission: Submission, run: Sequence[str]) -> tuple[str, int]:
+def submit(submission: Submission, run: Sequence[str], store: str) -> tuple[str, int]:
     """Submit the job. Return the output of sbatch, and its exit code (with --wait, that of the job).
 
-    The standard error of sbatch is not redirected.
+    The standard error of sbatch is not redirected. The store's directory is made here, if possible: if a later run of
+    the job finds none, it takes it for one that is not mounted, although no earlier run may have got as far as to make
+    it.
 
     Args:
         submission: the command line that the user gave.
         run: `torpor run` with its options: what the job executes.
+        store: the directory of the store.
 
     Raises:
         Refused: the job requests something that cannot be saved.
@@ -138,6 +143,8 @@ def submit(submission: Submission, run: Sequence[str]) -> tuple[str, int]:
     """
     if reasons := refuse(submission):
         raise Refused("nothing was submitted", reasons)
+    with suppress(OSError):  # this host need not have the file system of the nodes
+        make_directories(store)
     with tempfile.TemporaryDirectory(prefix="torpor-sbatch-") as folder:
         path = Path(folder, submission.name)  # its name becomes the job's
         path.write_bytes(wrapped(submission, run))

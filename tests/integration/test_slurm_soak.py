@@ -140,6 +140,9 @@ def test_preempted_at_random(slurm: Cluster, ordinary_account: User, name: str, 
 
 def submit(made: Submitted, kind: Kind, partition: str) -> None:
     run = shlex.join([str(BIN / "torpor"), "run", "--store", str(made.store), "--"])
+    if not kind.wrap:
+        made.store.mkdir()
+        made.user.own(made.store)
     path = made.folder / "job.sh"
     head = "" if kind.wrap else "#SBATCH --open-mode=append --requeue\n"
     path.write_text(f'#!/bin/bash\n{head}cd {made.folder}\nRUN="{run}"\n{COUNT}{kind.body}')

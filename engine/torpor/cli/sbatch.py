@@ -41,8 +41,9 @@ def command(arguments: tuple[str, ...], store: str | None, every: float | None, 
     if every is None and submission.every is not None:
         every = DurationType().convert(submission.every, None, None)
     # `torpor run` parses the values again, and accepts 90 as a time span, but not 90.0.
-    options = submit.as_options({"store": Store(store).path, "every": None if every is None else int(every), **chosen})
-    output, code = submit.submit(submission, [os.path.abspath(sys.argv[0]), "run", *options])
+    path = Store(store).path
+    options = submit.as_options({"store": path, "every": None if every is None else int(every), **chosen})
+    output, code = submit.submit(submission, [os.path.abspath(sys.argv[0]), "run", *options], path)
     if as_json:
         print_json({"job": output.split()[-1].partition(";")[0]})
     else:

@@ -51,7 +51,7 @@ def test_a_wrapped_command_is_a_script() -> None:
 )
 def test_what_cannot_be_kept_is_not_submitted(job_script: Path, options: list[str], words: str) -> None:
     with pytest.raises(Refused, match=words):
-        submit.submit(submit.parse([*options, str(job_script)]), ["torpor", "run"])
+        submit.submit(submit.parse([*options, str(job_script)]), ["torpor", "run"], "/nowhere")
 
 
 @pytest.mark.parametrize("line", ["#SBATCH hetjob", "#SBATCH packjob"])
@@ -113,10 +113,11 @@ def test_an_sbatch_that_cannot_be_started_is_told_in_words(
     (tmp_path / "bin/sbatch").touch(0o755)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     with pytest.raises(SlurmError, match="sbatch cannot be started: Exec format error"):
-        submit.submit(submit.parse([str(job_script)]), ["torpor", "run"])
+        submit.submit(submit.parse([str(job_script)]), ["torpor", "run"], str(tmp_path / "new/store"))
     (tmp_path / "bin/sbatch").unlink()
     with pytest.raises(NotFound, match="there is no sbatch here"):
-        submit.submit(submit.parse([str(job_script)]), ["torpor", "run"])
+        submit.submit(submit.parse([str(job_script)]), ["torpor", "run"], str(tmp_path / "new/store"))
+    assert (tmp_path / "new/store").is_dir(), "a later run that finds none waits for one that is not mounted"
 
 
 def test_there_must_be_one_script(tmp_path: Path) -> None:
