@@ -96,6 +96,20 @@ def given_back(program: Program, store: Store, series: torpor.Series) -> None:
     assert program.tell(f"ctypes.string_at({at}, 1)[0]") == ord("f")
 
 
+def guarded(program: Program, store: Store, series: torpor.Series) -> None:
+    """A guard region over pages of a file that were written is there at once, and is kept."""
+    at = program.tell("of_file('file', 8)")
+    program.tell(f"ctypes.memset({at}, 111, 8 * mmap.PAGESIZE)")
+    torpor.checkpoint(program.process.pid, store=store, series=series)
+    if program.tell(f"libc.madvise({at + PAGE}, mmap.PAGESIZE, 102)") < 0:
+        return  # a kernel before 6.15
+    last = torpor.checkpoint(program.process.pid, store=store, series=series)
+    with store.open(last) as reader:
+        space = pb.Tree.FromString(reader.body).processes[0].memory
+        assert (at // PAGE + 1) in space.guards.starts
+        assert kept(store, last, at + 2 * PAGE)[1] == b"o" * PAGE
+
+
 def written_by_others(program: Program, store: Store, series: torpor.Series) -> None:
     """What another process writes while the tree is frozen is in this snapshot, or in the next one."""
     at = program.tell("area(b'o')")
@@ -150,6 +164,7 @@ def main() -> None:
             torpor.checkpoint(process.pid, store=store, series=series)
 
             given_back(program, store, series)
+            guarded(program, store, series)
             written_by_others(program, store, series)
 
             for what in (SHARED_GUARD, SEALED):

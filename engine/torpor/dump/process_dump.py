@@ -34,7 +34,6 @@ from torpor.remote.injection import Injection, leave_critical_sections
 from torpor.remote.snapshot import Snapshot, Watch
 from torpor.remote.waits import Waits
 from torpor.remote.written import Private
-from torpor.util.ranges import Range
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -280,12 +279,7 @@ class ProcessDump:
     def watchable(self) -> list[Private]:
         """Its private mappings by address, without Torpor's scratch mapping."""
         private = (m for m in self.injection.maps if not m.shared and not vmas.is_special(m))
-        return [Private(m.start, m.end, backed=m.inode != 0) for m in private]
-
-    @property
-    def private(self) -> list[Range]:
-        """The ranges of its private mappings."""
-        return [(start, end) for start, end, _ in self.watchable]
+        return [Private(m.start, m.end, not vmas.is_anonymous(m), huge=vmas.is_huge(m)) for m in private]
 
     @_step(_State.ENTERED, _State.FORKING)
     def begin_snapshot(self, *, fork: bool = True, watch: Watch | None = None) -> None:

@@ -70,7 +70,7 @@ class Series:
         """Return whether a process is not watched yet."""
         return key not in self._watches
 
-    def watch(self, key: Key, userfaultfd: int, mappings: Sequence[Range]) -> None:
+    def watch(self, key: Key, userfaultfd: int, mappings: Sequence[Private]) -> None:
         """Begin to watch a frozen process, before its memory is read for the first time.
 
         Args:

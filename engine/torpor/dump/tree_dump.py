@@ -225,7 +225,7 @@ class TreeDump:
         series = self._series
         if series is None or not self._again or not series.lacks(taken.key):
             return None
-        return lambda fd: series.watch(taken.key, fd, taken.private)
+        return lambda fd: series.watch(taken.key, fd, taken.watchable)
 
     def describe(self) -> tuple[pb.Tree, list[Ranges]]:
         """Return the image without its pages, and the ranges of each process whose pages must be stored.

@@ -9,9 +9,14 @@ are not populated are not protected (a reservation of 64 GiB would get page tabl
 once they are populated.
 
 If a protected page is dropped from a mapping of a file or of huge pages (MADV_DONTNEED, or the file became shorter), a
-marker stays in the page table (mm/memory.c, zap_install_uffd_wp_if_needed, 5.19). The kernel reports the marker as a
-page that is swapped out and was not written, but there is no page. So the protection is removed from all that is
-reported as swapped out, which removes the markers too; pages that really are swapped out then count as written.
+marker stays in the page table (mm/memory.c, zap_install_uffd_wp_if_needed, 5.19).
+
+- Mappings of files are not watched, and count as written: a program that installs a guard region there
+  (MADV_GUARD_INSTALL, since 6.15) would never come back from that call. For the kernel drops the pages until there are
+  none, and takes the markers for pages (mm/madvise.c, madvise_guard_install).
+- In huge pages there are no guard regions. There the kernel reports the marker as a page that is swapped out and was
+  not written, but there is no page. So the protection is removed from all that is reported as swapped out, which
+  removes the markers too.
 
 The first write to a protected huge page splits it (mm/memory.c, wp_huge_pmd); later khugepaged may build a huge page
 again. So memory that is written often would have no huge pages. Therefore a huge page that was written stays
@@ -64,8 +69,15 @@ class Private(NamedTuple):
 
     start: int
     end: int
-    backed: bool
+    backed: bool = False
     """Whether it maps a file or huge pages, so that a dropped page leaves a marker."""
+    huge: bool = False
+    """Whether it maps huge pages of hugetlbfs."""
+
+    @property
+    def watched(self) -> bool:
+        """Whether its writes are noted."""
+        return self.huge or not self.backed
 
 
 class WriteWatch:
@@ -91,7 +103,7 @@ class WriteWatch:
             fd, self._fd = self._fd, -1
             os.close(fd)
 
-    def begin(self, pid: int, mappings: Sequence[Range]) -> bool:
+    def begin(self, pid: int, mappings: Sequence[Private]) -> bool:
         """Start to watch a frozen process.
 
         Return False if another program watches it already: our protection would hide writes from that program.
@@ -104,16 +116,17 @@ class WriteWatch:
             OSError: ESRCH if the process is gone.
         """
         with memory.PageMap(pid) as pages:
-            if any(pages.is_watched(start) for start, _ in mappings):
+            if any(pages.is_watched(one.start) for one in mappings):
                 return False
-            for start, end in mappings:
-                self._protect(pages, start, end)
+            for one in mappings:
+                if one.watched:
+                    self._protect(pages, one.start, one.end)
         return True
 
     def look(self, pid: int, mappings: Sequence[Private], *, again: bool) -> list[Range]:
         """Find the private pages of the frozen process that may have been written since the last look.
 
-        A mapping that is new since then counts as written, and so may addresses without a page.
+        Mappings of files, and those that are new since then, count as written, and so may addresses without a page.
 
         Args:
             pid: the process.
@@ -123,19 +136,19 @@ class WriteWatch:
         Raises:
             OSError: ESRCH if the process is gone or has executed another program.
         """
-        found: list[Range] = []
+        found: list[Range] = [(one.start, one.end) for one in mappings if not one.watched]
         watched: list[Range] = []
         huge: list[Range] = []
         with memory.PageMap(pid) as pages:
             alone: list[Private] = []
-            for run in _runs(mappings):
+            for run in _runs([one for one in mappings if one.watched]):
                 written = _written_together(pages, run, again=again) if len(run) > 2 else None
                 if written is None:
                     alone += run
                     continue
                 found += written
-                watched += ((one.start, one.end) for one in run if one.backed)
-            for start, end, backed in alone:
+                watched += ((one.start, one.end) for one in run if one.huge)
+            for start, end, _, of_huge in alone:
                 large = end - start >= _HUGE
                 written = pages.unprotected(start, end) if large else pages.written(start, end, again=again)
                 if written is None:  # new
@@ -150,7 +163,7 @@ class WriteWatch:
                     written = pages.unprotected(start, end) or []
                     huge += (one for first, last in _near(written) for one in pages.huge(first, last))
                 found += written
-                if backed:
+                if of_huge:
                     watched.append((start, end))
             watched.sort()
             for first, last in union(watched):

@@ -23,7 +23,7 @@ from torpor.arch.x86_64 import (
 )
 from torpor.errors import RestoreFailed
 from torpor.image import image_pb2 as pb
-from torpor.objects.memory import address_space
+from torpor.objects.memory import address_space, vmas
 from torpor.objects.process import signals
 from torpor.objects.process.process_attributes import PR_SET_CHILD_SUBREAPER
 from torpor.remote import memory, ptrace
@@ -31,7 +31,7 @@ from torpor.remote.batch import Call
 from torpor.remote.blank import TABLE_ROOM, Blanks, Task, Work, killed, table_size
 from torpor.remote.freeze import Process, Thread, bring_to_freeze_stop
 from torpor.remote.sys import descriptor_of, syscall
-from torpor.remote.written import OPEN_FLAGS
+from torpor.remote.written import OPEN_FLAGS, Private
 from torpor.restorer import last_calls
 from torpor.restorer.built import Built, image_of
 from torpor.restorer.plan import WALL, Plan, ThreadPlan
@@ -53,6 +53,12 @@ class Filled(NamedTuple):
     image: pb.Process
     userfaultfd: int
     """A userfaultfd of its memory, which the receiver must close; -1 if the kernel gives none."""
+
+    @property
+    def watchable(self) -> list[Private]:
+        """Its private mappings by address."""
+        private = (vma for vma in self.image.memory.vmas if vma.kind in vmas.PRIVATE)
+        return [Private(one.start, one.end, one.kind != pb.Vma.ANONYMOUS, huge=one.huge_page > 0) for one in private]
 
 
 class Builder:

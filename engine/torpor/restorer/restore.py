@@ -22,7 +22,7 @@ from torpor.errors import RestoreFailed, RestoreRefused, TorporError, failing
 from torpor.image import image_pb2 as pb
 from torpor.image import reading
 from torpor.objects.fds import descriptors, ptys
-from torpor.objects.memory import mapped_files, shared_memory, vmas
+from torpor.objects.memory import mapped_files, shared_memory
 from torpor.objects.memory.address_space import Sources
 from torpor.objects.paths import bundle, directories
 from torpor.objects.paths.opener import Opener, Openers
@@ -435,8 +435,7 @@ def _series(series: Series | None, reader: SnapshotReader) -> Iterator[Callable[
         for one in processes:
             key = Key(one.pid, procfs.stat(one.pid).start_time)
             if one.userfaultfd >= 0:
-                private = [(vma.start, vma.end) for vma in one.image.memory.vmas if vma.kind in vmas.PRIVATE]
-                series.watch(key, one.userfaultfd, private)
+                series.watch(key, one.userfaultfd, one.watchable)
             tables[key] = one.image.memory.pages
 
     try:

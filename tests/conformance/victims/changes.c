@@ -126,7 +126,7 @@ static void advise(struct area *area, size_t first, size_t count)
 		MADV_DOFORK,   MADV_KEEPONFORK, MADV_GUARD_REMOVE, MADV_POPULATE_WRITE, MADV_GUARD_INSTALL,
 	};
 	int advice = advices[chance(sizeof advices / sizeof *advices)];
-	if (advice == MADV_GUARD_INSTALL && area->kind != ANONYMOUS)
+	if (advice == MADV_GUARD_INSTALL && area->kind != ANONYMOUS && area->kind != FILE_PRIVATE)
 		return; /* not kept */
 	if (advice == MADV_HUGEPAGE || advice == MADV_COLLAPSE)
 		madvise(area->at, length(area), advice);

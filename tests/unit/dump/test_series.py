@@ -49,7 +49,7 @@ def test_only_what_was_written_since_is_new(store: Store) -> None:
     memory.write(2)
     with no_more_descriptors(), Series() as series:
         assert series.lacks(me()) and not series.has(me()) and series.known(store.path) is None
-        series.watch(me(), userfaultfd(), [memory.range])
+        series.watch(me(), userfaultfd(), [memory.private])
         assert not series.lacks(me())
         assert series.look({me(): [memory.private]}, again=True) == {}, "there is no snapshot yet"
         known, table = published(store, memory)
@@ -65,7 +65,7 @@ def test_a_snapshot_that_failed_is_no_base(store: Store) -> None:
     """A look takes the notes away: what was written before it is known to that checkpoint alone."""
     memory = Memory(4)
     with Series() as series:
-        series.watch(me(), userfaultfd(), [memory.range])
+        series.watch(me(), userfaultfd(), [memory.private])
         known, table = published(store, memory)
         series.note(store.path, known, {me(): table})
         assert series.look({me(): [memory.private]}, again=True)
@@ -76,7 +76,7 @@ def test_a_snapshot_that_failed_is_no_base(store: Store) -> None:
 def test_processes_that_are_gone_are_not_watched_any_more(store: Store) -> None:
     memory = Memory(4)
     with no_more_descriptors(), Series() as series:
-        series.watch(me(), userfaultfd(), [memory.range])
+        series.watch(me(), userfaultfd(), [memory.private])
         assert series.look({}, again=True) == {}
         assert series.lacks(me())
 
@@ -100,7 +100,7 @@ def test_a_closed_series_is_like_a_new_one(store: Store) -> None:
     memory = Memory(4)
     with no_more_descriptors():
         series = Series()
-        series.watch(me(), userfaultfd(), [memory.range])
+        series.watch(me(), userfaultfd(), [memory.private])
         known, table = published(store, memory)
         series.note(store.path, known, {me(): table})
         series.close()

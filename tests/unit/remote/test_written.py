@@ -53,7 +53,7 @@ class Memory:
 def watched(memory: Memory) -> Iterator[WriteWatch]:
     watch = made()
     try:
-        assert watch.begin(os.getpid(), [memory.range])
+        assert watch.begin(os.getpid(), [memory.private])
         yield watch
     finally:
         watch.close()
@@ -98,7 +98,7 @@ def test_neighbours_are_looked_at_together_and_nothing_of_them_is_lost(
         memory.map.madvise(mmap.MADV_DONTDUMP, part.start - memory.start, size)
     watch = made()
     try:
-        assert watch.begin(os.getpid(), [(one.start, one.end) for at, one in enumerate(parts) if at != new])
+        assert watch.begin(os.getpid(), [one for at, one in enumerate(parts) if at != new])
         written = {3, 13, 23, 33}
         for page in written:
             memory.write(page)
@@ -191,12 +191,12 @@ def test_memory_that_another_one_watches_is_left_to_them() -> None:
     memory.write(1)
     with watched(memory) as first:
         second = made()
-        assert not second.begin(os.getpid(), [memory.range])
+        assert not second.begin(os.getpid(), [memory.private])
         second.close()
         memory.write(1)
         assert memory.pages(first.look(os.getpid(), [memory.private], again=True)) == {1}
     third = made()
-    assert third.begin(os.getpid(), [memory.range]), "nobody watches it any more"
+    assert third.begin(os.getpid(), [memory.private]), "nobody watches it any more"
     third.close()
 
 
@@ -204,7 +204,7 @@ def test_a_closed_watch_leaves_nothing() -> None:
     memory = Memory()
     with no_more_descriptors():
         watch = made()
-        watch.begin(os.getpid(), [memory.range])
+        watch.begin(os.getpid(), [memory.private])
         watch.close()
         watch.close()
         memory.write(0)

@@ -50,6 +50,11 @@ def is_anonymous(mapping: Mapping) -> bool:
     return mapping.name in _ANONYMOUS_NAMES or mapping.name.startswith(b"[anon:")
 
 
+def is_huge(mapping: Mapping) -> bool:
+    """Whether it is private memory of huge pages of hugetlbfs."""
+    return mapping.name == _ANONYMOUS_HUGE
+
+
 def was_file(vma: FlaggedMapping) -> bool:
     """Whether the file of a private mapping is gone, so that also its unwritten pages must be kept."""
     return not is_anonymous(vma.mapping) and HUGETLB not in vma.flags
