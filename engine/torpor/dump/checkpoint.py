@@ -479,7 +479,7 @@ def _write(
     """Write all pages to the store and list them in the image."""
     with PageWriter(writer, progress) as out:
         gone = taken.files.gone if taken.files else {}
-        small = taken.descriptors.small or ()
+        small = taken.descriptors.small
         taken.notices += bundle.store(image, gone, small, out, along, frozen=not taken.forked)
         cuts = [own.cut(was) for own, was in zip(pages, before, strict=True)]  # all first: the total must be known
         out.expect(sum(end - start for cut in cuts for start, end in cut.dirty))

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Tree(_message.Message):
-    __slots__ = ("host", "processes", "descriptions", "shared", "files", "pipes", "timing", "ptys", "sessions", "semaphores", "queues", "mounts", "bundles", "filters", "keyrings", "folders", "own_ipc_namespace")
+    __slots__ = ("host", "processes", "descriptions", "shared", "files", "pipes", "timing", "ptys", "sessions", "semaphores", "queues", "mounts", "bundles", "filters", "keyrings", "folders", "own_ipc_namespace", "fifos")
     HOST_FIELD_NUMBER: _ClassVar[int]
     PROCESSES_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTIONS_FIELD_NUMBER: _ClassVar[int]
@@ -25,6 +25,7 @@ class Tree(_message.Message):
     KEYRINGS_FIELD_NUMBER: _ClassVar[int]
     FOLDERS_FIELD_NUMBER: _ClassVar[int]
     OWN_IPC_NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    FIFOS_FIELD_NUMBER: _ClassVar[int]
     host: Host
     processes: _containers.RepeatedCompositeFieldContainer[Process]
     descriptions: _containers.RepeatedCompositeFieldContainer[Description]
@@ -40,9 +41,10 @@ class Tree(_message.Message):
     bundles: _containers.RepeatedCompositeFieldContainer[Bundle]
     filters: _containers.RepeatedCompositeFieldContainer[Filter]
     keyrings: _containers.RepeatedCompositeFieldContainer[Keyring]
-    folders: _containers.RepeatedCompositeFieldContainer[Folder]
+    folders: _containers.RepeatedCompositeFieldContainer[Place]
     own_ipc_namespace: bool
-    def __init__(self, host: _Optional[_Union[Host, _Mapping]] = ..., processes: _Optional[_Iterable[_Union[Process, _Mapping]]] = ..., descriptions: _Optional[_Iterable[_Union[Description, _Mapping]]] = ..., shared: _Optional[_Iterable[_Union[SharedMemory, _Mapping]]] = ..., files: _Optional[_Iterable[_Union[FileRef, _Mapping]]] = ..., pipes: _Optional[_Iterable[_Union[PipeBuffer, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., ptys: _Optional[_Iterable[_Union[Pty, _Mapping]]] = ..., sessions: _Optional[_Iterable[_Union[Session, _Mapping]]] = ..., semaphores: _Optional[_Iterable[_Union[SemaphoreSet, _Mapping]]] = ..., queues: _Optional[_Iterable[_Union[MessageQueue, _Mapping]]] = ..., mounts: _Optional[_Iterable[_Union[Mount, _Mapping]]] = ..., bundles: _Optional[_Iterable[_Union[Bundle, _Mapping]]] = ..., filters: _Optional[_Iterable[_Union[Filter, _Mapping]]] = ..., keyrings: _Optional[_Iterable[_Union[Keyring, _Mapping]]] = ..., folders: _Optional[_Iterable[_Union[Folder, _Mapping]]] = ..., own_ipc_namespace: bool = ...) -> None: ...
+    fifos: _containers.RepeatedCompositeFieldContainer[Place]
+    def __init__(self, host: _Optional[_Union[Host, _Mapping]] = ..., processes: _Optional[_Iterable[_Union[Process, _Mapping]]] = ..., descriptions: _Optional[_Iterable[_Union[Description, _Mapping]]] = ..., shared: _Optional[_Iterable[_Union[SharedMemory, _Mapping]]] = ..., files: _Optional[_Iterable[_Union[FileRef, _Mapping]]] = ..., pipes: _Optional[_Iterable[_Union[PipeBuffer, _Mapping]]] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., ptys: _Optional[_Iterable[_Union[Pty, _Mapping]]] = ..., sessions: _Optional[_Iterable[_Union[Session, _Mapping]]] = ..., semaphores: _Optional[_Iterable[_Union[SemaphoreSet, _Mapping]]] = ..., queues: _Optional[_Iterable[_Union[MessageQueue, _Mapping]]] = ..., mounts: _Optional[_Iterable[_Union[Mount, _Mapping]]] = ..., bundles: _Optional[_Iterable[_Union[Bundle, _Mapping]]] = ..., filters: _Optional[_Iterable[_Union[Filter, _Mapping]]] = ..., keyrings: _Optional[_Iterable[_Union[Keyring, _Mapping]]] = ..., folders: _Optional[_Iterable[_Union[Place, _Mapping]]] = ..., own_ipc_namespace: bool = ..., fifos: _Optional[_Iterable[_Union[Place, _Mapping]]] = ...) -> None: ...
 
 class Keyring(_message.Message):
     __slots__ = ("serial", "name", "uid", "gid", "rights", "keys", "users")
@@ -106,17 +108,21 @@ class Bundle(_message.Message):
     gid: int
     def __init__(self, path: _Optional[bytes] = ..., size: _Optional[int] = ..., mode: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., pages: _Optional[_Union[PageTable, _Mapping]] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ...) -> None: ...
 
-class Folder(_message.Message):
-    __slots__ = ("path", "mode", "uid", "gid")
+class Place(_message.Message):
+    __slots__ = ("path", "mode", "uid", "gid", "used", "mtime_ns")
     PATH_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     UID_FIELD_NUMBER: _ClassVar[int]
     GID_FIELD_NUMBER: _ClassVar[int]
+    USED_FIELD_NUMBER: _ClassVar[int]
+    MTIME_NS_FIELD_NUMBER: _ClassVar[int]
     path: bytes
     mode: int
     uid: int
     gid: int
-    def __init__(self, path: _Optional[bytes] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ...) -> None: ...
+    used: bool
+    mtime_ns: int
+    def __init__(self, path: _Optional[bytes] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., used: bool = ..., mtime_ns: _Optional[int] = ...) -> None: ...
 
 class Content(_message.Message):
     __slots__ = ("digest", "whole")

@@ -206,6 +206,8 @@ _UDP: Final = "UDP's datagrams that were not read"
 _TIMERFD: Final = "eventfd"
 _DIRECTORIES: Final = "Directories"
 _FIFOS: Final = "FIFOs"
+_OWN_FILES: Final = "Small files that the job made"
+_OWN_PLACES: Final = "Directories, FIFOs and watched files"
 _VDSO: Final = "vDSO, also moved"
 
 ALLOWED: Final = (
@@ -327,15 +329,16 @@ ALLOWED: Final = (
     ),
     Allowed("keyrings.serial", _NEW, "Keyrings of a session or process"),
     Allowed("keyrings.keys.seconds", _TIME, "Keyrings of a session or process"),
-    Allowed("bundles", _LATER, "Small files that the job made", at="building"),
-    Allowed("folders", _LATER, "Small files that the job made", at="building"),
-    Allowed(
-        "bundles",
-        "known fault: a save of a woken tree bundles fewer small files, since they are older than its processes",
-        "Small files that the job made",
-        at="saves",
+    Allowed("bundles", _LATER, _OWN_FILES, at="building"),
+    Allowed("folders", _LATER, _OWN_PLACES, at="building"),
+    Allowed("fifos", _LATER, _OWN_PLACES, at="building"),
+    Allowed("bundles.pages", "blocks are numbered in the order in which they are stored", _OWN_FILES, at="saves"),
+    *(
+        Allowed(
+            f"{kind}.mtime_ns", "the restore fills a pipe, and makes files without names in directories", _OWN_PLACES
+        )
+        for kind in ("folders", "fifos")
     ),
-    Allowed("folders", "the directories of bundled files: see `bundles`", "Small files that the job made", at="saves"),
     Allowed("bundles[]", _AGAIN, _REMOVED_PROGRAM, _removed),
     Allowed("files[]", _AGAIN, _REMOVED_PROGRAM, _removed),
     Allowed("files[]", "a bundled file that is gone comes back in memory", _MAPPED, _in_memory),

@@ -138,7 +138,7 @@ def restore(
         if terminal is not None and (lost := ptys.lost(image)) is not None:
             given = terminal(image.ptys[lost])
             standard[:] = [given if os.isatty(number) else number for number in standard]
-        with _put_back(image, reader, behind):
+        with _put_back(image, reader, behind) as notices:
             ways: tuple[Way, ...] = (
                 ("best", "capsule") if way == "best" and not surroundings.why_no_capsule() else (way,)
             )
@@ -177,7 +177,7 @@ def restore(
                             one,
                             bool(settings.get("prove").value) if prove is None else prove,
                         )
-                        job.warnings += tuple(behind.notices) if behind else ()
+                        job.warnings += notices
                         return job
                 except PidTaken:  # by a process that started after the PIDs were found to be free
                     if setting.capsule or one == ways[-1]:
@@ -268,14 +268,14 @@ def _stand_ins(stdio: Sequence[int]) -> Iterator[list[int]]:
 
 
 @contextmanager
-def _put_back(image: pb.Tree, reader: SnapshotReader, behind: Rollback | None) -> Iterator[None]:
-    """Put bundled files back under their names; remove them again if the block fails."""
+def _put_back(image: pb.Tree, reader: SnapshotReader, behind: Rollback | None) -> Iterator[tuple[str, ...]]:
+    """Make what the tree needs under its name; remove it again if the block fails. Yields notices."""
     made = bundle.put_back(image, reader, Openers(image), behind)
     try:
-        yield
-        made.clear()
-    finally:
-        bundle.remove(made)
+        yield tuple(made.notices)
+    except BaseException:
+        made.remove()
+        raise
 
 
 @contextmanager

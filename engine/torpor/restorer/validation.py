@@ -19,7 +19,7 @@ from torpor.image import image_pb2 as pb
 from torpor.image.page_tables import is_whole
 from torpor.objects.fds import descriptors
 from torpor.objects.memory import address_space, mapped_files, shared_memory, vdso
-from torpor.objects.paths import directories
+from torpor.objects.paths import directories, own_places
 from torpor.objects.paths.opener import Openers
 from torpor.objects.paths.rollback import Rollback
 from torpor.objects.process import (
@@ -272,5 +272,7 @@ def _validate_directories(image: pb.Tree, openers: Openers) -> Iterator[Reason]:
             try:
                 os.close(directories.enter(path, inode, opener))
             except OSError as error:
-                why = f"it is the {what} directory of {name_of(process)}, and cannot be entered: {error.strerror}"
+                if not (cause := own_places.why_missing(image, path, error, opener)):
+                    continue
+                why = f"it is the {what} directory of {name_of(process)}, and cannot be entered: {cause}"
                 yield Reason(f"the directory {os.fsdecode(path)}", why, "create it again, and let this user enter it")

@@ -343,7 +343,7 @@ def faults(body: bytes, chosen: list[Mutation]) -> Iterator[str]:
             yield f"{where} {mutation.words}: {fault}"
 
 
-RARE = {"Bundle", "Filter", "Folder", "KeptConnection", "Keyring", "Netlink", "SecretKey", "Membership", "Mount",
+RARE = {"Bundle", "Filter", "Place", "KeptConnection", "Keyring", "Netlink", "SecretKey", "Membership", "Mount",
         "Outside", "PosixQueue", "ProcFile", "NameOnly", "Speculation", "Session", "PageRuns",
         "Pidfd"}  # fmt: skip
 """Kinds of messages that the image need not have."""

@@ -160,6 +160,7 @@ class NR(IntEnum):
     userfaultfd = 323
     membarrier = 324
     mlock2 = 325
+    statx = 332
     rseq = 334
     pidfd_send_signal = 424
     pidfd_open = 434

@@ -25,6 +25,7 @@ from torpor.objects.kind import (
     why_not_by_name,
 )
 from torpor.objects.opening import KEPT_BY_LINK, Opening, naming, words
+from torpor.objects.paths import own_places
 from torpor.objects.paths.directories import (
     describe,
     open_writable_directory,
@@ -103,7 +104,8 @@ class Fifo(Pipe):
                 finally:
                     os.close(fd)
             except OSError as error:
-                yield _cannot_open(description, error.strerror)
+                if why := own_places.why_missing(image, description.fifo.path, error, openers.description(index)):
+                    yield _cannot_open(description, why)
 
     def validate_free(self, mine: dict[int, Description], image: Tree) -> Iterator[Reason]:
         """They must have no content."""
@@ -114,7 +116,8 @@ class Fifo(Pipe):
             try:
                 os.close(_open(description, openers.description(index)))
             except OSError as error:
-                yield _cannot_open(description, error.strerror)
+                if why := own_places.why_missing(image, description.fifo.path, error, openers.description(index)):
+                    yield _cannot_open(description, why)
             except RestoreFailed as error:
                 yield Reason(words(description), error.message)
 
@@ -144,7 +147,7 @@ class Fifo(Pipe):
                             os.close(reader)
 
 
-def _cannot_open(description: Description, why: str | None) -> Reason:
+def _cannot_open(description: Description, why: str) -> Reason:
     return Reason(words(description), f"it cannot be opened: {why}", "make it again (mkfifo)")
 
 

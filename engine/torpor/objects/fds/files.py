@@ -44,7 +44,7 @@ from torpor.objects.kind import (
     why_not_by_name,
 )
 from torpor.objects.opening import KEPT_AT_OPEN, KEPT_BY_FCNTL, Opening, words
-from torpor.objects.paths import bundle, directories, fingerprints, inode_search
+from torpor.objects.paths import directories, fingerprints, inode_search, own_places
 from torpor.objects.paths.directories import Folder
 from torpor.objects.paths.file_content import is_sqlite
 from torpor.objects.paths.file_names import DELETED, OF_KERNEL, lasting_name
@@ -130,7 +130,6 @@ class RegularFile(Kind[SameFile]):
 
     def validate(self, mine: dict[int, Description], image: Tree, stdio: Sequence[int]) -> Iterator[Reason]:
         """It must exist, this user must be able to open it, and it must not have changed in a way that matters."""
-        bundles = bundle.by_path(image)
         openers = Openers(image)
         in_place = fingerprints.in_place(image)
         locked = {id(description) for description in _locked(image)}
@@ -138,14 +137,9 @@ class RegularFile(Kind[SameFile]):
             subject, opener = words(description), openers.description(index)
             try:
                 fd = open_described(description, opener)
-            except FileNotFoundError as error:
-                if description.file.path not in bundles:
-                    yield _cannot_open(subject, error)
-                elif why := bundle.why_not_put_back(image, description.file.path, opener):
-                    yield Reason(subject, f"it is missing, and the bundled one cannot be put back: {why}")
-                continue
             except OSError as error:
-                yield _cannot_open(subject, error)
+                if why := own_places.why_missing(image, description.file.path, error, opener):
+                    yield _cannot_open(subject, error, why)
                 continue
             try:
                 if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -210,7 +204,8 @@ class Directory(Kind[int]):
                 else:
                     os.close(open_described(description, opener, os.O_DIRECTORY))
             except OSError as error:
-                yield _cannot_open(words(description), error)
+                if why := own_places.why_missing(image, directory.path, error, opener):
+                    yield _cannot_open(words(description), error, why)
 
     def make(self, description: Description, opening: Opening) -> int:
         """Open it by name; make it again if it was removed."""
@@ -315,8 +310,8 @@ def _sought(fd: int, flags: int, position: int) -> int:
         return fd
 
 
-def _cannot_open(subject: str, error: OSError) -> Reason:
+def _cannot_open(subject: str, error: OSError, why: str) -> Reason:
     advice = "let this user open it as the program had it open"
     if isinstance(error, FileNotFoundError):
         advice = "put it back, or mount the file system that has it"
-    return Reason(subject, f"it cannot be opened: {error.strerror}", advice)
+    return Reason(subject, f"it cannot be opened: {why}", advice)

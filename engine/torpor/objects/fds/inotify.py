@@ -41,7 +41,7 @@ from torpor.objects.kind import (
     borrowed,
 )
 from torpor.objects.opening import Opening, naming
-from torpor.objects.paths import inode_search
+from torpor.objects.paths import inode_search, own_places
 from torpor.objects.paths.inode_search import Key
 from torpor.objects.paths.opener import Opener, Openers
 from torpor.objects.sockets import common
@@ -105,6 +105,12 @@ class Inotify(Kind[InotifyState]):
         with borrowed(pidfd, open_file.references[0].fd) as copy:
             return InotifyState(struct.unpack("i", fcntl.ioctl(copy, termios.FIONREAD, bytes(4)))[0])
 
+    def finish(self, mine: list[OpenFile[InotifyState]], tree: GrabbedDescriptors) -> None:
+        """Copy the content of small files that are watched, as far as their names are known from the preflight."""
+        for watch in (watch for open_file in mine for watch in _parse(open_file.info)):
+            if tree.small and (path := inode_search.last_name(watch.key)):
+                tree.small.take(path, path, os.lstat(path), written=False)
+
     def unsupported(self, open_file: OpenFile[InotifyState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """It may have no unread events, and each watch must have a name."""
         if open_file.state.queued:
@@ -149,7 +155,7 @@ class Inotify(Kind[InotifyState]):
             try:
                 for watch in watches:
                     if not watch.held:  # otherwise the check of its kind covers it
-                        yield from _validate_watch(fd, watch, openers.description(index))
+                        yield from _validate_watch(fd, watch, image, openers.description(index))
             finally:
                 os.close(fd)
 
@@ -245,14 +251,16 @@ def _add(fd: int, watch: InotifyMessage.Watch, opener: Opener) -> int:
         os.close(found)
 
 
-def _validate_watch(fd: int, watch: InotifyMessage.Watch, opener: Opener) -> Iterator[Reason]:
+def _validate_watch(fd: int, watch: InotifyMessage.Watch, image: Tree, opener: Opener) -> Iterator[Reason]:
     """Add a watch and remove it at once: a tree that still lives has as many, and counts against the same limit."""
     try:
         syscall(NR.inotify_rm_watch, fd, _add(fd, watch, opener))
     except OSError as error:
         full = error.errno == errno.ENOSPC
-        why = f"the program watches it, and here it cannot: {error.strerror}"
-        yield Reason(os.fsdecode(watch.path), why, _MORE_WATCHES if full else "put it back, and let this user read it")
+        if cause := own_places.why_missing(image, watch.path, error, opener):
+            why = f"the program watches it, and here it cannot: {cause}"
+            advice = _MORE_WATCHES if full else "put it back, and let this user read it"
+            yield Reason(os.fsdecode(watch.path), why, advice)
 
 
 def _watch(index: int, description: Description, opening: Opening) -> None:

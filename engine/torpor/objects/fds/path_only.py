@@ -25,6 +25,7 @@ from torpor.objects.kind import (
     Unsupported,
 )
 from torpor.objects.opening import Opening, naming, words
+from torpor.objects.paths import own_places
 from torpor.objects.paths.opener import Opener, Openers
 from torpor.objects.sockets import unix_names, unix_paths
 
@@ -84,7 +85,8 @@ class NameOnly(Kind[bytes]):
             try:
                 os.close(_find(description, openers.description(index)))
             except OSError as error:
-                yield Reason(words(description), f"it cannot be found: {error.strerror}", "put it back")
+                if why := own_places.why_missing(image, description.name.path, error, openers.description(index)):
+                    yield Reason(words(description), f"it cannot be found: {why}", "put it back")
             except RestoreFailed as error:
                 yield Reason(words(description), error.message, "put it back")
 

@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeAlias
 
 from torpor.errors import CheckpointFailed, Reason, RestoreFailed
 from torpor.image import image_pb2 as pb
-from torpor.objects.paths import bundle, fingerprints
+from torpor.objects.paths import bundle, fingerprints, own_places
 from torpor.objects.paths.file_names import DELETED, as_gone, is_silly
 from torpor.objects.paths.fingerprints import Change
 from torpor.objects.paths.opener import Opener, Openers
@@ -171,7 +171,7 @@ def validate(image: pb.Tree, openers: Openers) -> Iterator[Reason]:
     for index, file in enumerate(image.files):
         subject = f"the mapped file {os.fsdecode(file.path)}"
         if file.path in bundles and (index not in data or not os.path.lexists(file.path)):
-            if index in data and (why := bundle.why_not_put_back(image, file.path, openers.file(index))):
+            if index in data and (why := own_places.why_not_make(image, file.path, openers.file(index))):
                 yield Reason(subject, f"it is missing, and the bundled one cannot be put back: {why}")
             continue
         try:

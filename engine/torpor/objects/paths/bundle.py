@@ -19,11 +19,10 @@ user. If the restore fails it is removed again.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -32,18 +31,18 @@ from typing import TypeAlias
 
 from blake3 import blake3
 
-from torpor import procfs
 from torpor.errors import CheckpointFailed, Reason, Refused, RestoreFailed
 from torpor.image import image_pb2 as pb
 from torpor.objects.memory.own_pages import PageWriter
 from torpor.objects.memory.shared_memory import LONGEST_NAME
-from torpor.objects.paths import fingerprints
+from torpor.objects.paths import fingerprints, own_places
 from torpor.objects.paths.file_content import fill, make_room
 from torpor.objects.paths.file_names import DELETED, MAKESHIFT, OF_KERNEL
-from torpor.objects.paths.opener import Opener, Openers
+from torpor.objects.paths.opener import Opener, Openers, paths_of
+from torpor.objects.paths.own_places import Made
 from torpor.objects.paths.rollback import Rollback
 from torpor.objects.paths.same_file import open_same
-from torpor.objects.paths.small_files import Copy
+from torpor.objects.paths.small_files import SmallFiles
 from torpor.remote.sys import closed_on_error, memfd_create
 from torpor.store import SnapshotReader
 
@@ -71,14 +70,14 @@ class Along:
 
 
 def store(
-    image: pb.Tree, gone: Mapping[bytes, int], small: Iterable[Copy], out: PageWriter, along: Along, *, frozen: bool
+    image: pb.Tree, gone: Mapping[bytes, int], small: SmallFiles | None, out: PageWriter, along: Along, *, frozen: bool
 ) -> list[str]:
     """Write files to the image. Returns notices for the user.
 
     Args:
         image: described.
         gone: descriptors of programs whose files are gone, by their names in the image.
-        small: copies of small files.
+        small: copies of small files, of the same job.
         out: stores their pages.
         along: which other files to write.
         frozen: whether the tree stands still.
@@ -91,7 +90,7 @@ def store(
         if file.path in gone:
             _store(file.path, gone[file.path], file.size, image, out)
     used = {*_named(image), *(file.path for file in image.files)}
-    for copy in small:
+    for copy in small or ():
         if copy.name in used:
             for described in _files(image, copy.name):
                 copy.note(described)
@@ -106,7 +105,7 @@ def store(
         raise Changing(f"{reasons[0].subject.removeprefix('the file ')} changed while it was read")
     if reasons:
         raise Refused("the tree's files cannot be bundled", reasons)
-    image.folders.extend(_folders(image))
+    own_places.note(image, small)
     return [*notices, *_must_be_there(image, mapped)]
 
 
@@ -221,26 +220,6 @@ def _add(path: bytes, status: os.stat_result, image: pb.Tree) -> pb.Bundle:
     )
 
 
-def _folders(image: pb.Tree) -> Iterator[pb.Folder]:
-    """The directories of files that are put back under their names, upwards as long as the same user owns them."""
-    named = set(_named(image))
-    found: dict[bytes, os.stat_result] = {}
-    for bundled in image.bundles:
-        folder = os.path.dirname(bundled.path)
-        while bundled.path in named and folder not in found:
-            try:
-                status = os.lstat(folder)
-            except OSError:
-                break  # it is gone already
-            if status.st_uid != bundled.uid or not stat.S_ISDIR(status.st_mode):
-                break
-            found[folder] = status
-            folder = os.path.dirname(folder)
-    for path in sorted(found, key=len):
-        one = found[path]
-        yield pb.Folder(path=path, mode=stat.S_IMODE(one.st_mode), uid=one.st_uid, gid=one.st_gid)
-
-
 # -------------------------------------------------------------------------------------------- from an image
 
 
@@ -249,52 +228,35 @@ def by_path(image: pb.Tree) -> dict[bytes, pb.Bundle]:
     return {bundled.path: bundled for bundled in image.bundles}
 
 
-def why_not_put_back(image: pb.Tree, path: bytes, opener: Opener) -> str:
-    """Why a file cannot be put back under its name; empty if it can."""
-    if os.path.lexists(path):
-        return "something else has its name"
-    known = {folder.path for folder in image.folders}
-    directory = os.path.dirname(path)
-    while directory in known and not os.path.lexists(directory):
-        directory = os.path.dirname(directory)
-    if not os.path.isdir(directory):
-        return f"there is no directory {os.fsdecode(directory)} to put it into"
-    if not opener.may_write_in(directory):
-        return f"this user may not write in {os.fsdecode(directory)}"
-    return ""
-
-
-Made: TypeAlias = list[Callable[[], None]]
-"""Functions that remove again what was put back, the oldest first."""
-
-
 def put_back(image: pb.Tree, reader: SnapshotReader, openers: Openers, behind: Rollback | None = None) -> Made:
-    """Put back bundled files that must have a name and whose name is free. Set those aside that are to be rolled back.
+    """Make what must have a name, and whose name is free: bundled files, and places that the job had made.
 
-    Returns:
-        Functions that remove them again.
+    Files that are to be rolled back are set aside.
 
     Raises:
-        RestoreFailed: a file cannot be made; none is left.
+        RestoreFailed: something cannot be made; nothing is left.
         ImageDamaged: the content is missing.
     """
     bundles = by_path(image)
-    made: Made = []
+    made = Made()
     try:
         if behind:
             for path in behind.paths:
                 opener = openers.path(path)
-                made.append(partial(_name_again, behind.set_aside(path, opener), path, opener))
+                made.undo.append(partial(_name_again, behind.set_aside(path, opener), path, opener))
+            made.notices += behind.notices
+        own_places.make(image, openers, made)
         for path in sorted(_named(image)):
             if path in bundles and not os.path.lexists(path):
-                opener = openers.path(path)
-                _make_folders(image, path, made, opener)
-                _put_back(bundles[path], reader, _owner(bundles[path], image), opener)
-                made.append(partial(opener.unlink, path))
+                opener = openers.path(path).straight()
+                own_places.make_folders(image, path, made, opener)
+                _put_back(bundles[path], reader, image, opener)
+                made.undo.append(partial(opener.unlink, path))
+        made.settle()
     except BaseException as error:
-        remove(made)
+        made.remove()
         if isinstance(error, OSError):
-            raise RestoreFailed(f"a bundled file cannot be put back: {error}") from error
+            raise RestoreFailed(f"what the job needs cannot be made again: {error}") from error
         raise
     return made
 
@@ -304,49 +266,16 @@ def _name_again(aside: bytes, path: bytes, opener: Opener) -> None:
         opener.rename(aside, path)
 
 
-def remove(made: Made) -> None:
-    """Remove what was put back, after a failure."""
-    while made:
-        with suppress(FileNotFoundError):  # another process removed it
-            made.pop()()
-
-
 def _named(image: pb.Tree) -> Iterator[bytes]:
-    """The paths of files that programs have open, or mapped so that writes reach the file."""
+    """The paths of files that programs have open, watch, or have mapped so that writes reach the file."""
     for description in image.descriptions:
-        if description.WhichOneof("kind") == "file":
-            yield description.file.path
+        if description.WhichOneof("kind") in ("file", "inotify"):
+            yield from paths_of(description)
     for index in _mapped_shared(image):
         yield image.files[index].path
 
 
-def _owner(one: pb.Bundle | pb.Folder, image: pb.Tree) -> tuple[int, int]:
-    """The user and group for a new file; -1 keeps the creator's, if that is not root."""
-    theirs = any(one.uid in process.credentials.uids for process in image.processes)
-    return (one.uid, one.gid) if theirs and procfs.is_root() else (-1, -1)
-
-
-def _make_folders(image: pb.Tree, path: bytes, made: Made, opener: Opener) -> None:
-    for folder in image.folders:  # parents first
-        if path.startswith(folder.path + b"/") and not os.path.lexists(folder.path):
-            opener.mkdir(folder.path, 0o700)
-            made.append(partial(_remove_folder, folder.path, opener))
-            fd = opener.open(folder.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                if os.fstat(fd).st_uid not in opener.users:
-                    raise FileExistsError(errno.EEXIST, "something else took its name", os.fsdecode(folder.path))
-                os.fchown(fd, *_owner(folder, image))
-                os.fchmod(fd, folder.mode & 0o777)
-            finally:
-                os.close(fd)
-
-
-def _remove_folder(path: bytes, opener: Opener) -> None:
-    with suppress(OSError):  # something was put into it meanwhile: leave it
-        opener.rmdir(path)
-
-
-def _put_back(bundled: pb.Bundle, reader: SnapshotReader, owner: tuple[int, int], opener: Opener) -> None:
+def _put_back(bundled: pb.Bundle, reader: SnapshotReader, image: pb.Tree, opener: Opener) -> None:
     """Write it under another name first: if the restore is killed, nothing incomplete has the file's name."""
     if OF_KERNEL.match(bundled.path) or not bundled.path.startswith(b"/"):
         raise RestoreFailed(f"the image has a bundled file with an impossible name: {bundled.path!r}")
@@ -356,8 +285,7 @@ def _put_back(bundled: pb.Bundle, reader: SnapshotReader, owner: tuple[int, int]
         try:
             make_room(fd, bundled.size)
             fill(fd, bundled.pages, bundled.size, reader)
-            os.fchown(fd, *owner)
-            os.fchmod(fd, bundled.mode & 0o777)
+            own_places.give(fd, bundled, image)
             os.utime(fd, ns=(bundled.mtime_ns, bundled.mtime_ns))
             os.fsync(fd)
             opener.rename(draft, bundled.path)

@@ -39,7 +39,7 @@ def find(
         ask: may know a name; gets the places near the tree, and is called before directories are searched.
         most: the most names to look at; None: `MOST_OF_ALL`.
     """
-    found = {key: path for key in wanted if (path := _last.get(key)) and key_of(path) == key}
+    found = {key: path for key in wanted if (path := last_name(key))}
     missing = set(wanted) - found.keys()
     if not missing:
         return found
@@ -53,6 +53,12 @@ def find(
         _last.clear()
     _last.update(found)
     return found
+
+
+def last_name(key: Key) -> str:
+    """Where an inode was found last, if it still is there; else empty."""
+    path = _last.get(key, "")
+    return path if path and key_of(path) == key else ""
 
 
 def key_of(path: str) -> Key | None:

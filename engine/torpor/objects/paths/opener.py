@@ -26,7 +26,7 @@ from typing import TypeVar
 
 from torpor import procfs
 from torpor.arch.x86_64 import NR
-from torpor.image.image_pb2 import Credentials, Process, Tree, Vma
+from torpor.image.image_pb2 import Credentials, Description, Process, Tree, Vma
 from torpor.remote.sys import Argument, FileRights, syscall, syscall_as
 
 T = TypeVar("T")
@@ -59,6 +59,8 @@ class Opener:
     """The credentials of this thread."""
     _rights: tuple[FileRights, ...]
     """The credentials to try, one after the other."""
+    _follows: bool = True
+    """Whether it follows symbolic links in paths, with its own credentials."""
 
     def open(self, path: bytes, flags: int, mode: int = 0, *, known: Identity | None = None) -> int:
         """Open a path; the descriptor is close-on-exec.
@@ -180,6 +182,10 @@ class Opener:
         """One that opens with the restorer's own credentials."""
         return replace(self, _rights=(self._own,))
 
+    def straight(self) -> Opener:
+        """One that follows no symbolic link: what is made again comes to where it was, or nowhere."""
+        return replace(self, _follows=False)
+
     @property
     def users(self) -> set[int]:
         """The users with whose credentials it opens."""
@@ -235,7 +241,7 @@ class Opener:
     def _open(self, path: bytes, flags: int, mode: int, rights: FileRights) -> int:
         flags |= os.O_CLOEXEC
         resolve = RESOLVE_IN_ROOT if self._root >= 0 else 0
-        if rights.uid != self._own.uid:
+        if rights.uid != self._own.uid or not self._follows:
             resolve |= RESOLVE_NO_SYMLINKS
         if not resolve:
             return os.open(path, flags, mode)
@@ -250,7 +256,7 @@ class Opener:
                 continue
             except OSError as error:
                 if error.errno == errno.ELOOP and resolve & RESOLVE_NO_SYMLINKS and not flags & os.O_NOFOLLOW:
-                    why = "its path has a symbolic link, and root follows none when it opens a file for another user"
+                    why = "its path has a symbolic link, and none is followed to a file of another user or a new one"
                     raise OSError(errno.ELOOP, why) from None
                 raise
         raise OSError(errno.EAGAIN, "directories of its path were renamed each time it was opened")
@@ -286,7 +292,7 @@ class Openers:
             image: the tree.
             root: a descriptor of the root directory to open beneath; -1: this process's own root.
         """
-        self._image = image
+        self.image = image
         self._root = root
         self._own = _own()
         self.removed: dict[Identity, int] = {}
@@ -312,22 +318,23 @@ class Openers:
         return self._opener(self._mappers[index])
 
     def path(self, path: bytes) -> Opener:
-        """The opener for the processes that have a file open or mapped."""
-        files = (k for k, file in enumerate(self._image.files) if file.path == path)
-        opened = (k for k, one in enumerate(self._image.descriptions) if one.file.path == path)
+        """The opener for the processes that have a file open, mapped or watched, or are in a directory."""
+        files = (k for k, file in enumerate(self.image.files) if file.path == path)
+        opened = (k for k, one in enumerate(self.image.descriptions) if path in paths_of(one))
         return self._opener(
             [process for k in files for process in self._mappers[k]]
             + [process for k in opened for process in self._holders[k]]
+            + [process for process in self.image.processes if path in (process.cwd, process.root)]
         )
 
     def shared(self, index: int) -> Opener:
         """The opener for the processes that have shared memory mapped or open."""
         found = [
             process
-            for process in self._image.processes
+            for process in self.image.processes
             if any(vma.kind in (Vma.SHARED, Vma.MEMORY_PRIVATE) and vma.shared == index for vma in process.memory.vmas)
         ]
-        for number, one in enumerate(self._image.descriptions):
+        for number, one in enumerate(self.image.descriptions):
             if one.WhichOneof("kind") == "memfd" and one.memfd.shared == index:
                 found += self._holders[number]
         return self._opener(found)
@@ -335,7 +342,7 @@ class Openers:
     def _opener(self, processes: Sequence[Process]) -> Opener:
         if not procfs.is_root():  # others cannot take other credentials
             return Opener(self._root, self._own, (self._own,))
-        mine = [one for one in processes if _is_complete(one)] or [*filter(_is_complete, self._image.processes)][:1]
+        mine = [one for one in processes if _is_complete(one)] or [*filter(_is_complete, self.image.processes)][:1]
         rights = dict.fromkeys(_of(process.credentials) for process in mine)
         return Opener(self._root, self._own, tuple(rights) or (self._own,))
 
@@ -343,7 +350,7 @@ class Openers:
     def _holders(self) -> Mapping[int, Sequence[Process]]:
         """For each description, by index, the processes that have it; parents come first."""
         found: dict[int, list[Process]] = defaultdict(list)
-        for process in self._image.processes:
+        for process in self.image.processes:
             for entry in process.fds:
                 found[entry.description].append(process)
         return found
@@ -352,12 +359,32 @@ class Openers:
     def _mappers(self) -> Mapping[int, Sequence[Process]]:
         """For each file, by index, the processes that have it mapped."""
         found: dict[int, list[Process]] = defaultdict(list)
-        for process in self._image.processes:
+        for process in self.image.processes:
             if not process.zombie:
                 mine = {vma.file for vma in process.memory.vmas if vma.kind in (Vma.FILE_PRIVATE, Vma.FILE_SHARED)}
                 for index in mine | {process.memory.exe}:
                     found[index].append(process)
         return found
+
+
+def paths_of(one: Description) -> list[bytes]:
+    """The paths that a description needs: of what it opens or watches, and of the directory of its socket's file."""
+    match one.WhichOneof("kind"):
+        case "file":
+            return [one.file.path]
+        case "directory" if not one.directory.inode.removed:
+            return [one.directory.path]
+        case "fifo" if not one.fifo.inode.removed:
+            return [one.fifo.path]
+        case "name":
+            return [one.name.path]
+        case "inotify":
+            return [watch.path for watch in one.inotify.watches if watch.path]
+        case "unix":
+            path = one.unix.path if one.unix.moved else one.unix.name
+            return [os.path.dirname(path)] if path.startswith(b"/") else []
+        case _:
+            return []
 
 
 def _own() -> FileRights:

@@ -82,8 +82,10 @@ class SmallFiles:
         """Prepare for the tree below the process `root`."""
         self._limit = limit()
         self._left = self._limit * _AT_ONCE
-        self._uid = int(procfs.status(procfs.read(f"/proc/{root}/status"))[b"Uid"].split()[1])
+        self.uid = int(procfs.status(procfs.read(f"/proc/{root}/status"))[b"Uid"].split()[1])
         self.began_ns = daemons.began_ns(root)
+        self.since_ns = self.began_ns - _LAG_NS
+        """Nothing that the job has made is older."""
         self._copies: dict[tuple[int, int], Copy] = {}
 
     def __iter__(self) -> Iterator[Copy]:
@@ -113,7 +115,7 @@ class SmallFiles:
 
     def _made(self, status: os.stat_result) -> bool:
         """Whether a file was made or changed since the job began. tar and unzip give new files an old st_mtime."""
-        return status.st_ctime_ns >= self.began_ns - _LAG_NS
+        return status.st_ctime_ns >= self.since_ns
 
     def take(self, path: str, reached: str, status: os.stat_result, *, written: bool) -> None:
         """Copy a file if it must be kept.
@@ -124,7 +126,7 @@ class SmallFiles:
             status: its status.
             written: whether the tree may write to it.
         """
-        wanted = stat.S_ISREG(status.st_mode) and status.st_nlink and status.st_uid == self._uid
+        wanted = stat.S_ISREG(status.st_mode) and status.st_nlink and status.st_uid == self.uid
         if not wanted or not (written or self._made(status)) or OF_KERNEL.match(os.fsencode(path)):
             return
         if status.st_size > min(self._limit, self._left) or not self._limit or key_of(status) in self._copies:

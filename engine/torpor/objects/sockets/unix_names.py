@@ -20,9 +20,10 @@ from functools import partial
 
 from torpor.arch.x86_64 import NR
 from torpor.errors import Reason, RestoreFailed
-from torpor.image.image_pb2 import Description
+from torpor.image.image_pb2 import Description, Tree
 from torpor.image.image_pb2 import UnixSocket as UnixMessage
 from torpor.objects.opening import Opening, naming
+from torpor.objects.paths import own_places
 from torpor.objects.paths.opener import Opener, Openers
 from torpor.objects.sockets import common, unix_paths, unix_queues
 from torpor.objects.sockets.unix_diag import Diagnosis
@@ -57,18 +58,26 @@ def validate(mine: dict[int, Description], openers: Openers) -> Iterator[Reason]
         ):
             yield Reason("the image", "it has a unix socket with an invalid name")
             return
-        if owns(unix) and (why := _why_not_here(unix, opener)):
+        if owns(unix) and (why := _no_home(unix, openers.image, opener) or _why_not_here(unix, opener)):
             yield Reason(f"the unix socket {printable(unix_paths.path_of(unix) or unix.name)}", *why)
         if unix.connected_to and unix.connected_to not in names and (error := _cannot_connect(unix, opener)):
             yield Reason(f"the unix socket {printable(unix.connected_to)}", f"the program sends to it, and {error}")
 
 
+def _no_home(unix: UnixMessage, image: Tree, opener: Opener) -> tuple[str, str] | None:
+    """Why there is, and will be, no directory for a socket's file, and what to do; None if there is one."""
+    home = os.path.dirname(unix_paths.path_of(unix))
+    if not home or opener.may_write_in(home):
+        return None
+    if not os.path.lexists(home):
+        missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        if not own_places.why_missing(image, home, missing, opener):
+            return None
+    return "its directory is not there, or this user may not write to it", "make it again"
+
+
 def _why_not_here(unix: UnixMessage, opener: Opener) -> tuple[str, str] | None:
     """Why a socket's user cannot make its file, and what to do; None if it can."""
-    if not (path := unix_paths.path_of(unix)):
-        return None
-    if not opener.may_write_in(os.path.dirname(path)):
-        return "its directory is not there, or this user may not write to it", "make it again"
     try:
         there = _at(unix, opener)
     except OSError as error:

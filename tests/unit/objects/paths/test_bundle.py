@@ -13,8 +13,9 @@ import pytest
 from torpor.errors import Refused, RestoreFailed
 from torpor.image import image_pb2 as pb
 from torpor.objects.memory.own_pages import PageWriter
-from torpor.objects.paths import bundle, file_content
+from torpor.objects.paths import bundle, file_content, own_places
 from torpor.objects.paths.opener import Openers
+from torpor.objects.paths.own_places import Made
 from torpor.procfs import PAGE
 from torpor.store import Store
 
@@ -41,7 +42,7 @@ def saved(store: Store, image: pb.Tree) -> None:
     """Take along all files of an image."""
     with store.writer("tree") as saver:
         with PageWriter(saver, lambda done, expected: None) as out:
-            bundle.store(image, {}, (), out, bundle.Along(everything=True), frozen=True)
+            bundle.store(image, {}, None, out, bundle.Along(everything=True), frozen=True)
         saver.publish(b"", "")
 
 
@@ -68,7 +69,7 @@ def test_what_must_be_there_is_told(store: Store, folder: Path) -> None:
 
     def told(image: pb.Tree, along: bundle.Along) -> list[str]:
         with store.writer("tree") as saver, PageWriter(saver, lambda done, expected: None) as out:
-            return bundle.store(image, {}, (), out, along, frozen=True)
+            return bundle.store(image, {}, None, out, along, frozen=True)
 
     many = ", ".join(map(str, paths[:3]))
     where = "not in the snapshot, and must be there at the wake"
@@ -77,7 +78,7 @@ def test_what_must_be_there_is_told(store: Store, folder: Path) -> None:
     assert told(described(*paths), bundle.Along(everything=True)) == []
 
 
-def put_back(store: Store, image: pb.Tree) -> bundle.Made:
+def put_back(store: Store, image: pb.Tree) -> Made:
     with store.open("latest") as reader, Openers(image) as openers:
         return bundle.put_back(image, reader, openers)
 
@@ -108,7 +109,7 @@ def test_a_file_is_put_back_as_it_was_with_its_directories(store: Store, folder:
     assert (stat.S_IMODE(status.st_mode), status.st_mtime_ns) == (0o640, 1_000_000_007)
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o750
     assert os.listdir(path.parent) == ["file"], "no draft is left"
-    bundle.remove(made)
+    made.remove()
     assert os.listdir(folder) == []
 
 
@@ -124,10 +125,10 @@ def test_what_is_there_is_never_replaced(store: Store, folder: Path) -> None:
     paths[1].symlink_to("nowhere")
     paths[2].mkdir()
     made = put_back(store, image)
-    assert made == []
+    assert made.undo == []
     assert paths[0].read_bytes() == b"another" and not paths[1].exists() and paths[2].is_dir()
     opener = Openers(image).path(os.fsencode(paths[1]))
-    assert bundle.why_not_put_back(image, os.fsencode(paths[1]), opener) == "something else has its name"
+    assert own_places.why_not_make(image, os.fsencode(paths[1]), opener) == "something else has its name"
 
 
 def test_one_that_takes_the_name_meanwhile_keeps_it(
@@ -148,7 +149,7 @@ def test_one_that_takes_the_name_meanwhile_keeps_it(
             second.write_bytes(b"somebody else's")
 
     monkeypatch.setattr(bundle, "fill", slowly)
-    with pytest.raises(RestoreFailed, match="a bundled file cannot be put back"):
+    with pytest.raises(RestoreFailed, match="what the job needs cannot be made again"):
         put_back(store, image)
     assert second.read_bytes() == b"somebody else's"
     assert os.listdir(folder) == ["b"], "what was put back already is taken away again, and so is the draft"
@@ -219,9 +220,9 @@ def test_why_a_file_cannot_be_put_back(folder: Path) -> None:
     path.parent.rmdir()
     opener = Openers(image).path(os.fsencode(path))
     name = os.fsencode(path)
-    assert bundle.why_not_put_back(image, name, opener) == f"there is no directory {path.parent} to put it into"
+    assert own_places.why_not_make(image, name, opener) == f"there is no directory {path.parent} to put it into"
     image.folders.add(path=os.fsencode(path.parent))
-    assert bundle.why_not_put_back(image, name, opener) == ""
+    assert own_places.why_not_make(image, name, opener) == ""
 
 
 def test_a_file_that_changed_is_not_taken_and_one_that_grew_is(store: Store, folder: Path) -> None:
@@ -285,7 +286,7 @@ def test_a_program_comes_back_in_memory(store: Store, folder: Path) -> None:
 def along(store: Store, image: pb.Tree, *patterns: str, frozen: bool = True) -> list[str]:
     """The names that are taken along for patterns, or the notices if there are any."""
     with store.writer("tree") as saver, PageWriter(saver, lambda done, expected: None) as out:
-        told = bundle.store(image, {}, (), out, bundle.Along(patterns=patterns), frozen=frozen)
+        told = bundle.store(image, {}, None, out, bundle.Along(patterns=patterns), frozen=frozen)
         notices = [text for text in told if "must be there" not in text]
     return notices or [os.path.basename(os.fsdecode(one.path)) for one in image.bundles]
 

@@ -11,6 +11,7 @@ from tests.unit.objects.paths.test_bundle import saved
 from torpor.image import image_pb2 as pb
 from torpor.objects.paths import bundle, fingerprints
 from torpor.objects.paths.opener import Openers
+from torpor.objects.paths.own_places import Made
 from torpor.objects.paths.rollback import Rollback
 from torpor.store import Store
 
@@ -47,7 +48,7 @@ def found(image: pb.Tree) -> tuple[Rollback, list[str]]:
         return behind, [reason.why for reason in behind.look(image, openers)]
 
 
-def brought_back(store: Store, image: pb.Tree, behind: Rollback) -> bundle.Made:
+def brought_back(store: Store, image: pb.Tree, behind: Rollback) -> Made:
     with store.open("latest") as reader, Openers(image) as openers:
         return bundle.put_back(image, reader, openers, behind)
 
@@ -71,7 +72,7 @@ def test_what_has_changed_is_brought_back_and_what_is_there_renamed(store: Store
     kept = {f"data{ASIDE}": b"of an earlier time", f"data{ASIDE}.2": now}
     assert contents(folder) == kept | {"data": b"before"}
     assert behind.notices == [f"{path} is rolled back; as it was until now it is {path}{ASIDE}.2"]
-    bundle.remove(made)
+    made.remove()
     assert contents(folder) == {"data": now, f"data{ASIDE}": b"of an earlier time"}, "after a failure all is as before"
 
 
@@ -82,9 +83,9 @@ def test_what_took_its_name_meanwhile_stays(store: Store, folder: Path) -> None:
     saved(store, image)
     path.write_bytes(b"later")
     made = brought_back(store, image, found(image)[0])
-    made.pop()()  # the one that was brought back goes first
+    made.undo.pop()()  # the one that was brought back goes first
     path.write_bytes(b"of another")
-    bundle.remove(made)
+    made.remove()
     assert contents(folder) == {"data": b"of another", f"data{ASIDE}": b"later"}
 
 
@@ -130,7 +131,7 @@ def test_later_journals_of_a_database_go_with_it(store: Store, folder: Path) -> 
     made = brought_back(store, image, behind)
     names = {"base", f"base{ASIDE}", f"base-journal{ASIDE}", f"base-wal{ASIDE}", "other-wal"}
     assert contents(folder).keys() == names
-    bundle.remove(made)
+    made.remove()
     assert contents(folder).keys() == {"base", "base-journal", "base-wal", "other-wal"}
 
 
