@@ -366,6 +366,7 @@ class Operations:
         try:  # a busy kernel handles the request when its cell is done
             seconds = REPLY_SECONDS if record.execution_state == "idle" else 0.0
             await ipython.run_code(json_connection(manager.get_connection_info()), ipython.NEW_HISTORY, seconds=seconds)
+            await _wait_until(lambda: manager.execution_state == "idle")  # its message of that may be in transit
         except ipython.NoAnswer as error:
             if record.execution_state == "idle":
                 self._log.warning("Kernel %s: %s", record.kernel_id, error)

@@ -58,10 +58,15 @@ class KernelSockets:
     def wait_connected(self, expected: Mapping[int, int]) -> bool:
         """Wait until each port has the expected number of connections, with their handshakes read.
 
+        Ports at which nobody listens do not count: a kernel that was saved while it started opens them only when all
+        its threads run.
+
         Returns:
             False if that did not happen within RECONNECT_PATIENCE seconds.
         """
-        return self._quiet(lambda: not Counter(expected) - self._connections(), RECONNECT_PATIENCE)
+        open_ports = {port for port, _ in _listeners(self.ports)}
+        wanted = Counter({port: count for port, count in expected.items() if port in open_ports})
+        return self._quiet(lambda: not wanted - self._connections(), RECONNECT_PATIENCE)
 
     def _quiet(self, also: Callable[[], bool], patience: float) -> bool:
         deadline = time.monotonic() + patience
