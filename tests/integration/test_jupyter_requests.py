@@ -351,7 +351,7 @@ def test_a_stop_of_the_server_in_every_state(stage: Stage) -> None:
     server = stage.server
     parked, waking, living = Case(stage, "parked"), Case(stage, "parked"), Case(stage, "running")
     held = Case(stage, "parking")
-    # The engine does one thing at a time: these wait for it, and their states are those of an operation all the same.
+    # One is woken when nothing is saved any more, the other is held as well.
     asked = [
         stage.pool.submit(server.torpor, waking.kernel, "/resume"),
         stage.pool.submit(server.torpor, living.kernel, "/checkpoints"),

@@ -41,6 +41,9 @@ _NEVER_FAIL = frozenset({
 """Calls whose results a checkpoint needs, and that fail only because of a filter."""
 
 
+_one_at_a_time = threading.Lock()
+
+
 def dry_run(root: int) -> None:
     """Try a checkpoint if this process and the tree are under filters; once for all trees.
 
@@ -51,7 +54,8 @@ def dry_run(root: int) -> None:
     """
     with suppress(FileNotFoundError, ProcessLookupError):  # the root has ended: the freeze reports that
         if (count := seccomp.own()) and seccomp.of_thread(root, root).filters:
-            _dry_run(count)
+            with _one_at_a_time:  # the child has copies of what another thread has taken of its tree
+                _dry_run(count)
 
 
 @cache

@@ -179,10 +179,26 @@ class CheckpointRecord(Record):
 _NESTED: dict[str, type] = {"server": ProcessId, "process": ProcessId}
 
 
+_durable: set[tuple[Path, int, int]] = set()
+"""Folders that this process has made durable with all above them: path, device and inode of each."""
+
+
 def write_private(path: Path, text: str) -> None:
     """Write a file that only the user can read, or replace it atomically; make its folder if needed. Raises OSError."""
-    make_directories(str(path.parent))
+    folder = path.parent
+    try:
+        known = _identity(folder) in _durable
+    except FileNotFoundError:
+        known = False
+    if not known:  # it syncs every folder above, which takes long on a network file system
+        make_directories(str(folder))
+        _durable.add(_identity(folder))
     write_whole(path, text)
+
+
+def _identity(folder: Path) -> tuple[Path, int, int]:
+    status = folder.stat()
+    return folder, status.st_dev, status.st_ino
 
 
 class Records:

@@ -1,4 +1,4 @@
-"""The operations on a kernel, step by step: save, park, wake, fork, discard. The engine works in its own thread."""
+"""The operations on a kernel, step by step: save, park, wake, fork, discard. The engine works in threads of its own."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ class Operations:
         )
         cells = state.gate.cells_sent
         try:
-            info: SnapshotInfo = await self._workers.run(_when_possible, save)
+            info: SnapshotInfo = await self._workers.save(_when_possible, save)
         except TorporError as error:
             named = await self._named(kernel_id, process.pid, error)
             if not isinstance(named, Cancelled):
@@ -171,7 +171,8 @@ class Operations:
             log=state.log,
         )
         state.head, state.saved_at, state.saved_cells = info.id, time.monotonic(), cells
-        self._checkpoints.add(record, text, listing, state.transcript.as_text() if then == "kill" else "")
+        cells_said = state.transcript.as_text() if then == "kill" else ""
+        await asyncio.to_thread(self._checkpoints.add, record, text, listing, cells_said)
         return info
 
     async def _listing(self, kernel_id: str) -> str:
@@ -286,7 +287,7 @@ class Operations:
             instead_of=state.parked if state.parked != info.id else None,
             series=state.series,
         )
-        job = await self._workers.run(wake)
+        job = await self._workers.wake(wake)
         try:
             provisioner.adopt(KernelProcess(job.tree_pid, job=job))
         except ProcessLookupError:
@@ -324,7 +325,7 @@ class Operations:
         notebook = os.path.join(self._registry.manager.root_dir, path) if path is not None else ""
         sessions = [SessionRecord(str(uuid4()), notebook, os.path.basename(notebook), "notebook")] if notebook else []
         series = Series()
-        woken = await self._workers.run(forks.wake, info, self._registry.store, record, operation, series, files)
+        woken = await self._workers.wake(forks.wake, info, self._registry.store, record, operation, series, files)
         try:
             connection = await forks.give_identity(
                 woken, record, uuid4().hex, file=file, notebook=notebook,

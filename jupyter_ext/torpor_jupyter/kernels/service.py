@@ -1,7 +1,7 @@
 """The actions on the kernels of a server: save, park, wake, go back to a checkpoint, fork.
 
 A kernel is *living* (it has a process) or *parked* (it is in a snapshot, and its manager thinks that it lives). During
-an operation, requests to the kernel wait at its Gate. The engine works in its own thread, on one kernel at a time.
+an operation, requests to the kernel wait at its Gate. The engine works in threads of its own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jupyter_server.services.kernels.kernelmanager import AsyncMappingKernelMana
 from jupyter_server.services.sessions.sessionmanager import SessionManager
 
 from torpor import Files
-from torpor.errors import TorporError
+from torpor.errors import StoreError, TorporError
 from torpor.store import SnapshotInfo, Store
 from torpor_jupyter.data import carried
 from torpor_jupyter.data.notebooks import SUFFIX, Notebooks, NotServed, empty
@@ -33,7 +33,7 @@ from torpor_jupyter.kernels.provisioner import SERVICE
 from torpor_jupyter.kernels.registry import TAG, Registry
 from torpor_jupyter.kernels.state import Operation, Unsuitable
 from torpor_jupyter.kernels.transcript import Transcript
-from torpor_jupyter.kernels.workers import Workers
+from torpor_jupyter.kernels.workers import SAVERS, Workers
 
 
 class Service:
@@ -333,21 +333,31 @@ class Service:
     # ------------------------------------------------------------------------------------------ the server's end
 
     async def park_all(self, reason: str) -> None:
-        """Park all living kernels, one after the other. If one cannot be saved, log why."""
-        for kernel_id in self.registry.manager.list_kernel_ids():
-            while self.registry.state(kernel_id).operation:
-                await asyncio.sleep(0.02)
-            if (
-                kernel_id in self.registry.manager
-                and self.registry.is_managed(kernel_id)
-                and not self.registry.state(kernel_id).parked
-            ):
-                try:
-                    await self.park(kernel_id, reason=reason)
-                except TorporError as error:
-                    self.log.warning("Kernel %s cannot be saved: %s", kernel_id, error)
-                except Exception:  # an error with one kernel must not keep the others from being saved
-                    self.log.exception("Kernel %s cannot be saved", kernel_id)
+        """Park all living kernels, SAVERS at a time. If one cannot be saved, log why."""
+        limit = asyncio.Semaphore(SAVERS)
+
+        async def park(kernel_id: str) -> str | None:
+            async with limit:
+                return None if await self._park_if_living(kernel_id, reason) else kernel_id
+
+        for kernel_id in await asyncio.gather(*map(park, self.registry.manager.list_kernel_ids())):
+            if kernel_id:  # a store may have room for one kernel where it has none for two that are saved at a time
+                await self._park_if_living(kernel_id, reason)
+
+    async def _park_if_living(self, kernel_id: str, reason: str) -> bool:
+        """Park a kernel, or log why that fails. Return False if it was for the store."""
+        registry = self.registry
+        while registry.state(kernel_id).operation:
+            await asyncio.sleep(0.02)
+        if kernel_id in registry.manager and registry.is_managed(kernel_id) and not registry.state(kernel_id).parked:
+            try:
+                await self.park(kernel_id, reason=reason)
+            except TorporError as error:
+                self.log.warning("Kernel %s cannot be saved: %s", kernel_id, error)
+                return not isinstance(error, StoreError)
+            except Exception:  # an error with one kernel must not keep the others from being saved
+                self.log.exception("Kernel %s cannot be saved", kernel_id)
+        return True
 
     async def leave(self) -> None:
         """Before the server stops: park the living kernels. The next server finds those that are parked, or live on.

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import subprocess
+from collections.abc import Callable
 from concurrent.futures import Future
 from datetime import datetime, timezone
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ import pytest
 
 import torpor
 from tests.unit.jupyter.conftest import Server, run
-from torpor.errors import NotFound, Reason, Refused, RestoreFailed, TorporError
+from torpor.errors import NotFound, Reason, Refused, RestoreFailed, StoreError, TorporError
 from torpor_jupyter.data.records import CheckpointRecord, KernelRecord
 from torpor_jupyter.kernels import ipython, operations, provisioner
 from torpor_jupyter.kernels.process import KernelProcess
@@ -89,19 +90,23 @@ def test_what_is_told_of_a_kernel_changes_when_the_operation_ends(
     server: Server, process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who hears that it is parked can have it woken, and is not told that it is parking already."""
-    service, run_step = server.service, server.service.workers.run
+    service, workers = server.service, server.service.workers
     seen = []
 
     async def told() -> None:
         kernel = await server.sleeping(process)
 
-        async def watched(*step: Any) -> Any:
-            done = await run_step(*step)
-            known = service.registry.describe(kernel)
-            seen.append((known["operation"]["doing"], known["state"], bool(known["snapshot"]), bool(known["pid"])))
-            return done
+        def watched(run_step: Callable[..., Any]) -> Callable[..., Any]:
+            async def run(*step: Any) -> Any:
+                done = await run_step(*step)
+                known = service.registry.describe(kernel)
+                seen.append((known["operation"]["doing"], known["state"], bool(known["snapshot"]), bool(known["pid"])))
+                return done
 
-        monkeypatch.setattr(service.workers, "run", watched)
+            return run
+
+        for name in ("run", "save", "wake"):
+            monkeypatch.setattr(workers, name, watched(getattr(workers, name)))
         assert (await service.park(kernel))["state"] == "parked"
         assert (await service.resume(kernel))["state"] == "living"
         assert set(seen) == {("parking", "living", False, True), ("waking", "parked", True, False)}
@@ -187,6 +192,28 @@ def test_trouble_with_one_kernel_costs_no_other_when_the_server_stops(
             await service.park_all("stopping")
         assert registry.describe(good)["state"] == "parked"
         assert f"Kernel {record.id} cannot be saved" in caplog.text
+
+    run(server, stops())
+
+
+def test_a_store_without_room_for_two_may_have_room_for_one(
+    server: Server, process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the server stops, what failed for the store while others were saved is tried once more, alone."""
+    service, registry = server.service, server.service.registry
+    save, tried = torpor.checkpoint, []
+
+    def full(*arguments: Any, **options: Any) -> Any:
+        tried.append(1)
+        if len(tried) == 1:
+            raise StoreError("No space left on device")
+        return save(*arguments, **options)
+
+    async def stops() -> None:
+        kernel = await server.sleeping(process)
+        monkeypatch.setattr("torpor.checkpoint", full)
+        await service.park_all("stopping")
+        assert (registry.describe(kernel)["state"], len(tried)) == ("parked", 2)
 
     run(server, stops())
 
