@@ -83,6 +83,8 @@ class Probe:
     """clone3(2) accepts a chosen PID there (set_tid, 5.5)."""
     set_mm_map: bool = False
     """prctl(PR_SET_MM_MAP) (3.18, CONFIG_CHECKPOINT_RESTORE) sets the memory layout and exe link there."""
+    lay_out_memory: bool = False
+    """prctl(PR_SET_MM_MAP) sets the memory layout without the exe link here, which takes no namespace."""
     time_namespaces: bool = False
     """A time namespace can be created there (5.6), so that clocks continue from where they stopped."""
     can_choose_pids: bool = False
@@ -159,9 +161,14 @@ class Probe:
     def can_walk(self) -> bool:
         """Whether a tree can be woken natively without the right to choose PIDs, by waiting for them.
 
-        Setting its links /proc/PID/exe takes a user namespace, but no new mount of /proc, which a masked /proc forbids.
+        Its links /proc/PID/exe are set in a user namespace or, where there is none, by executing its programs.
         """
-        return self.user_namespaces and self.set_mm_map and self.map_vdso and not self.sealed_mappings
+        return (self.can_set_exe or self.lay_out_memory) and self.map_vdso and not self.sealed_mappings
+
+    @property
+    def can_set_exe(self) -> bool:
+        """Whether a helper in a user namespace can set the link /proc/PID/exe of a process."""
+        return self.user_namespaces and self.set_mm_map
 
     @property
     def can_wake(self) -> bool:

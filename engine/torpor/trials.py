@@ -104,6 +104,7 @@ def try_calls(report: Report) -> None:
         lambda: syscall(NR.arch_prctl, arch_shstk_status, state),
         "arch_prctl ARCH_SHSTK_STATUS",
     )
+    report.attempt("lay_out_memory", lambda: _set_mm_map(exe=False), "prctl PR_SET_MM_MAP")
     report.attempt("map_vdso", _map_vdso_again, "arch_prctl ARCH_MAP_VDSO_64")
     # mprotect() of a sealed mapping fails even without a change (mm/mprotect.c: can_modify_vma() comes first).
     read_and_execute = 5
@@ -257,7 +258,7 @@ def _clone_with_pid() -> None:
     os.waitpid(pid, 0)
 
 
-def _set_mm_map() -> None:
+def _set_mm_map(*, exe: bool = True) -> None:
     """Set this process's memory layout to its current values, and try to set the exe link, which stays the same."""
     pr_set_mm, pr_set_mm_map, no_exe = 35, 14, 2**32 - 1
     text = Path("/proc/self/stat").read_bytes()
@@ -269,17 +270,19 @@ def _set_mm_map() -> None:
     layout = [start_code, end_code, start_data, end_data, start_brk, brk, start_stack]
     layout += [arg_start, arg_end, env_start, env_end]
 
-    def set_map(exe: int) -> None:
-        argument = struct.pack("<11QQII", *layout, 0, 0, exe)
+    def set_map(number: int) -> None:
+        argument = struct.pack("<11QQII", *layout, 0, 0, number)
         syscall(NR.prctl, pr_set_mm, pr_set_mm_map, argument, len(argument))
 
     set_map(no_exe)
-    exe = os.open("/proc/self/exe", os.O_RDONLY)
+    if not exe:
+        return
+    program = os.open("/proc/self/exe", os.O_RDONLY)
     try:
-        set_map(exe)
+        set_map(program)
     except OSError as error:
         # EBUSY, since the old file is still mapped: the kernel checks that only after the permission.
         if error.errno != errno.EBUSY:
             raise
     finally:
-        os.close(exe)
+        os.close(program)

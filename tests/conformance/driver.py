@@ -7,6 +7,7 @@ socket: one connection, one forked handler, lines of JSON both ways.
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import faulthandler
 import gc
 import json
@@ -68,7 +69,10 @@ def restore(request: dict[str, Any], reply: TextIO) -> None:
     stdio = [os.open(path, flag) for path, flag in zip(request.get("stdio", ()), flags, strict=False)]
     options = {name: request[name] for name in ("files", "way") if name in request}
     detach = bool(request.get("detach"))
-    with marked():
+    here = probe()
+    if request.get("executes"):  # as where no user namespace can be made
+        here = dataclasses.replace(here, user_namespaces=False, set_mm_map=False)
+    with marked(), mock.patch("torpor.restorer.surroundings.probe", lambda: here):
         job = torpor.restore(
             request["snapshot"], store=request["store"], detach=detach, stdio=stdio or (0, 1, 2), **options
         )

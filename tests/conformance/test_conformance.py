@@ -105,14 +105,16 @@ def test_left_running(stage: Stage, source: Path, who: str, request: pytest.Fixt
 
 
 EACH = [("user-capsule", 3), ("root-capsule", 1), ("root-in-place", 3)]
-LATER = [("user-capsule", 1), ("root-in-place", 1), ("user-walk", 1), ("user-walk", 3)]
+LATER = [("user-capsule", 1), ("root-in-place", 1), ("user-walk", 1), ("user-walk", 3), ("user-executes", 3)]
 """Where a program is woken, and how often. Once is a part of three times, and is tried by itself where what a program
 sees in the end depends on how long it was away."""
+NATIVE = ("user-walk", "user-executes")
+"""Without a capsule, and the second without any namespace: each process executes its program while it is blank."""
 KILLED = [
     pytest.param(where, times, source, marks=[] if (where, times) in EACH or at_once else pytest.mark.soak)
     for source in SOURCES
     for where, times in EACH + LATER
-    for at_once in [source.stem in PASSING and where != "user-walk"]
+    for at_once in [source.stem in PASSING and where not in NATIVE]
 ]
 
 
@@ -125,14 +127,14 @@ def test_killed_and_restored(
     """The program is killed, woken from its image with its old PIDs, and content; again and again."""
     if source.stem in ONLY_ROOT and not where.startswith("root"):
         pytest.skip("begins as root")
-    if where == "user-walk" and source.stem in ONLY_CAPSULE:
+    if where in NATIVE and source.stem in ONLY_CAPSULE:
         pytest.skip("needs a namespace")
     actor = request.getfixturevalue(where.partition("-")[0])
     again = reborn if source.stem in PASSING else reborn_alike
-    options = {"way": "capsule"} if where == "user-capsule" else {}
+    options: dict[str, object] = {"way": "capsule"} if where == "user-capsule" else {}
     with ExitStack() as stack:
-        if where == "user-walk":
-            options = {"way": "native"}
+        if where in NATIVE:
+            options = {"way": "native", "executes": where == "user-executes"}
             stack.enter_context(short_rounds())
         subject = stack.enter_context(play(stage, source, actor, own_session=where != "root-in-place"))
         subject.wait_ready()

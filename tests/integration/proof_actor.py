@@ -226,7 +226,12 @@ CASES: dict[str, Callable[[int], None]] = {
     "sealed": partial(on, {"sealed_mappings": True}, "it seals the vDSO"),
     "no_capsule": partial(
         on,
-        {"can_choose_pids": False, "user_namespaces": False, "why": {"user_namespaces": "no namespaces"}},
+        {
+            "can_choose_pids": False,
+            "user_namespaces": False,
+            "lay_out_memory": False,
+            "why": {"user_namespaces": "no namespaces"},
+        },
         "no namespaces",
     ),
     "another_vdso": partial(changed, _another_vdso, "vDSO"),

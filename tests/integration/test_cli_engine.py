@@ -380,13 +380,14 @@ def test_a_host_without_capsules_runs(ordinary_account: User) -> None:
     assert done.stderr == ""
 
 
-def test_a_host_without_capsules_refuses_to_wake(ordinary_account: User) -> None:
+def test_a_host_without_capsules_wakes_in_none(ordinary_account: User) -> None:
     counting = Counting(ordinary_account)
     try:
         snapshot = counting.saved_and_killed()
     finally:
         counting.end()
-    done = ordinary_account.run(within(WITHOUT_USER_NAMESPACES, BIN / "torpor", "restore", snapshot))
+    command = within(WITHOUT_USER_NAMESPACES, BIN / "torpor", "restore", snapshot, "--as", "capsule")
+    done = ordinary_account.run(command)
     assert (done.returncode, done.stdout) == (10, "")
     assert "torpor doctor" in done.stderr
 

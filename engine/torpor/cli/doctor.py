@@ -98,7 +98,8 @@ def _way(probe: Probe, walk: Walk | None, lost: int) -> Finding:
     if probe.cannot_wake:
         means = "by root only"
         if probe.can_walk and walk:
-            means = f"natively only, on the same boot, after a walk of up to {max(walk.seconds, 1):.0f} s"
+            means = f"natively only, after a walk of up to {max(walk.seconds, 1):.0f} s"
+            means += "; after another boot where the host has been up for longer than the one before"
         return Finding(name, title, "limited", means, _RIGHT)
     capsule, most = "in a capsule: without setuid programs", ""
     if walk and probe.set_mm_map:

@@ -1,7 +1,8 @@
 """Blank processes: clones of torpor-init, traced from birth, from which a restore builds the processes of an image.
 
 A blank runs no program code, only tables of system calls, by the interpreter in its scratch mapping (native/batch.c).
-Init creates the scratch mapping and every clone inherits it: one page holds the interpreter, the rest is for tables.
+Init creates the scratch mapping and every clone inherits it: it begins with the interpreter and a copy of init's code,
+the rest is for tables. A blank that has executed another program (`Blanks.execute`) gets a new one, at the same place.
 """
 
 from __future__ import annotations
@@ -51,11 +52,12 @@ _PEEKTEXT, _POKETEXT = 1, 4  # PTRACE_*
 _SYSCALL_TRAP = 0xCC050F  # syscall; int3
 _CLONE_REQUEST = struct.Struct("<7q")  # struct clone_request (native/init.c)
 CLONE_THREAD = 0x10000
-_CODE_SIZE = 4096
-_TOUCH_TILES = 2048  # offset in the first page of the scratch mapping
+_CODE_SIZE = 4 * 4096
+_TOUCH_TILES, _CODE_OF_INIT = 2048, 4096  # offsets in the scratch mapping
 _MAP_PRIVATE_ANONYMOUS = 0x22
 _MAP_FIXED_NOREPLACE = 0x100000
 _PROT_RW, _PROT_RX = 3, 5
+_AT_EMPTY_PATH = 0x1000
 TABLE_ROOM = 4 << 20
 """The maximal size of a table with its data, in bytes. A longer list of calls is run in parts."""
 _MAX_ENTRIES = 60_000
@@ -78,6 +80,10 @@ class Task:
     """How messages name it."""
     registers: array[int]
     """The registers at its first stop."""
+    program: int = 0
+    """The descriptor of the program that it or the blank of which it is a clone has executed; 0 for init."""
+    entry: array[int] = field(default_factory=lambda: array("Q"))
+    """The registers at the entry of that program."""
 
 
 @dataclass
@@ -119,35 +125,81 @@ class Blanks:
         self._init = init
         self._tasks: dict[int, Task] = {}
         self._progress = progress
+        self._code = b""
+        """What the scratch mapping begins with."""
         self._clone_code = 0
-        """The address of torpor_clone (native/init.c)."""
+        """The address of torpor_clone (native/init.c) there: init's code runs at any address."""
 
     def take_init(self) -> Task:
         """Stop init before its first instruction, and map the scratch mapping in it."""
         _, status = os.waitpid(self._init, ptrace.WALL)
         if os.WIFSTOPPED(status):
-            # The exec stop is inside execve(), which stores its result in rax when it returns: let it return first.
-            ptrace.interrupt(self._init)
-            ptrace.resume(self._init)
-        task = self._add(self._init, "init")
-        (self._clone_code,) = struct.unpack("<Q", memory.read(task.tid, task.registers[RIP] - 8, 8))
+            self._return_from_exec(self._init)
+        task = self._stopped(Task(self._init, "init", array("Q")))
+        (clone_code,) = struct.unpack("<Q", memory.read(task.tid, task.registers[RIP] - 8, 8))
+        code = next(one for one in procfs.mappings(task.tid) if one.start <= clone_code < one.end)
+        self._code = CODE.ljust(_TOUCH_TILES, b"\0") + TOUCH_TILES
+        self._code = self._code.ljust(_CODE_OF_INIT, b"\0") + memory.read(task.tid, code.start, code.end - code.start)
+        self._clone_code = self.scratch.start + _CODE_OF_INIT + clone_code - code.start
+        assert len(self._code) <= _CODE_SIZE
+        if made := self._map_scratch(task):
+            raise RestoreFailed(f"init cannot map its scratch mapping: {os.strerror(-made)}")
+        return task
+
+    def _map_scratch(self, task: Task) -> int:
+        """Map the scratch mapping in a task that is at the entry of its program; return 0 or a negated errno."""
+        task.entry = task.registers
         flags = _MAP_PRIVATE_ANONYMOUS | _MAP_FIXED_NOREPLACE
         made = self._call(task, NR.mmap, self.scratch.start, len(self.scratch), _PROT_RW, flags, WORD, 0)
         if made != self.scratch.start:
-            raise RestoreFailed(f"init cannot map its scratch mapping: {os.strerror(-made)}")
-        memory.write(task.tid, made, CODE.ljust(_TOUCH_TILES, b"\0") + TOUCH_TILES)
-        self._call(task, NR.mprotect, made, _CODE_SIZE, _PROT_RX)
-        return task
+            return made
+        memory.write(task.tid, made, self._code)
+        return self._call(task, NR.mprotect, made, _CODE_SIZE, _PROT_RX)
 
-    def _add(self, tid: int, name: str) -> Task:
-        """Wait for the first stop of a new task, and block its signals."""
-        task = Task(tid, name, array("Q"))
-        self._tasks[tid] = task
-        _, status = os.waitpid(tid, ptrace.WALL)
+    def execute(self, task: Task, program: int) -> None:
+        """Let a blank with a single thread execute a program, for its link /proc/PID/exe; it stops before any of its
+        code.
+
+        Args:
+            task: the blank.
+            program: a descriptor of the program in it.
+
+        Raises:
+            RestoreFailed: it cannot be executed.
+        """
+        arguments = Struct(struct.pack("<QQ8x", 16, 0), (0,))  # argv: an empty string
+        call = Call(NR.execveat, (program, b"\0", arguments, 0, _AT_EMPTY_PATH), 0, "executing its program")
+        table = _table(Work(task, [call], self.tables.start), [call])
+        self._start(table)
+        _, status = os.waitpid(task.tid, ptrace.WALL)
         if not os.WIFSTOPPED(status):
-            raise killed(name)
-        task.registers = ptrace.get_registers(tid)
-        ptrace.set_sigmask(tid, BLOCKED)
+            raise killed(task.name)
+        if ptrace.event(status) != ptrace.EVENT_EXEC:
+            raw = memory.read(task.tid, self.tables.start, len(table.batch) * ENTRY_SIZE)
+            raise failure(task, call, Replies(table.batch, raw).result(0))
+        self._return_from_exec(task.tid)
+        self._stopped(task)
+        if made := self._map_scratch(task):
+            raise RestoreFailed(f"{task.name}: its program lies where it is built: {os.strerror(-made)}")
+        task.program = program
+
+    def _return_from_exec(self, tid: int) -> None:
+        """The exec stop is inside execve(), which stores its result in rax when it returns: let it return."""
+        ptrace.interrupt(tid)
+        ptrace.resume(tid)
+
+    def _born(self, parent: Task, tid: int) -> Task:
+        """Wait for the first stop of a new task."""
+        return self._stopped(Task(tid, f"a child of {parent.name}", array("Q"), parent.program, parent.entry))
+
+    def _stopped(self, task: Task) -> Task:
+        """Wait for the stop of a task that is new or executes a program, and block its signals."""
+        self._tasks[task.tid] = task
+        _, status = os.waitpid(task.tid, ptrace.WALL)
+        if not os.WIFSTOPPED(status):
+            raise killed(task.name)
+        task.registers = ptrace.get_registers(task.tid)
+        ptrace.set_sigmask(task.tid, BLOCKED)
         return task
 
     def _call(self, task: Task, nr: int, *args: int) -> int:
@@ -207,7 +259,7 @@ class Blanks:
 
     def _finish(self, table: _Table) -> list[int]:
         work = table.work
-        self._wait_trap(work.task, lambda tid: work.newborn.append(self._add(tid, f"a child of {work.task.name}")))
+        self._wait_trap(work.task, lambda tid: work.newborn.append(self._born(work.task, tid)))
         raw = memory.read(work.task.tid, work.address, len(table.batch) * ENTRY_SIZE)
         results = Replies(table.batch, raw).results()
         for call, result in zip(table.calls, results, strict=False):
@@ -236,7 +288,7 @@ class Blanks:
         """Let a task create a child or a thread, with a PID that the kernel assigns (torpor_clone in native/init.c).
 
         Args:
-            task: the parent. It still has torpor-init in memory.
+            task: the parent.
             flags: of clone(2).
             pid: the required PID.
             numbers: the range of PIDs that the kernel assigns here.
@@ -259,7 +311,7 @@ class Blanks:
         ptrace.set_registers(task.tid, registers)
         ptrace.resume(task.tid)
         born: list[Task] = []
-        self._wait_trap(task, lambda tid: born.append(self._add(tid, f"a child of {task.name}")))
+        self._wait_trap(task, lambda tid: born.append(self._born(task, tid)))
         *_, result = _CLONE_REQUEST.unpack(memory.read(task.tid, address, _CLONE_REQUEST.size))
         if not born:
             if result not in (-errno.ERANGE, -errno.EFAULT, -errno.EMFILE):  # the latter two: a PID that went by

@@ -165,6 +165,14 @@ def walk(numbers: Numbers, target: int, pace: Pace) -> Iterator[int]:
             _walk(numbers, target, pace.near, pace.walkers, loadavg, _AT_ONCE_NS)
 
 
+def pass_first() -> None:
+    """In a container's new PID namespace, pass the PIDs below `FIRST`: a job gets some that the kernel gives again."""
+    if last() < FIRST:
+        with suppress(OSError):  # the user may have no more processes
+            for _ in walk(here(), FIRST + SLOW.near + 1, SLOW):
+                pass
+
+
 def _walk(numbers: Numbers, target: int, near: int, walkers: int, loadavg: int, most_ns: int) -> None:
     way = ffi.new(
         "struct tp_walk *",

@@ -77,6 +77,8 @@ class Setting:
     joined: frozenset[int] = frozenset()
     """The ids of the tree's former session and process groups that other processes still have. The tree joins those of
     init instead."""
+    jump_ns: int = 0
+    """By how much its monotonic clock jumps ahead, where no time namespace can be made."""
     walk: Walk | None = None
     """How the tree gets its PIDs if the user may not choose them; None if they are chosen."""
 

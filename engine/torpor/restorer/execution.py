@@ -71,6 +71,7 @@ class Builder:
         options: int,
         progress: Callable[[int], None] | None = None,
         walker: Walker | None = None,
+        init_program: int = 0,
     ) -> None:
         """Take over init, which is about to reach its exec stop.
 
@@ -80,6 +81,7 @@ class Builder:
             options: the PTRACE_O_* options of init, used for all other threads too.
             progress: called with the bytes of memory filled since the last call.
             walker: creates the processes of a plan whose PIDs cannot be chosen.
+            init_program: a descriptor of torpor-init, if blanks execute programs.
         """
         self.plan = plan
         self._options = options
@@ -87,7 +89,7 @@ class Builder:
         self._ended: dict[int, int] = {}
         """The PIDs of the zombies in this process's PID namespace, by their PID in the image."""
         self._blanks = Blanks(init, plan.scratch, address_space.GAP, progress)
-        self._walker = walker
+        self._walker, self._init_program = walker, init_program
 
     def create_processes(self) -> None:
         """Create every process, each by its own parent."""
@@ -246,6 +248,8 @@ class Builder:
         """
         for process in self._others():
             keep = status_fd if process.plan.member is self.plan.processes[0].member else -1
+            if process.threads[0].program:  # it is a clone of one that has executed a program
+                self._blanks.execute(process.threads[0], self._init_program)
             self._blanks.run([self._work(process, [*self.plan.last, *_close_all(keep)])])
             self._rewind(process, stand_in)
 
@@ -360,7 +364,7 @@ class Builder:
         task, member = process.threads[0], process.plan.member
         words = [word + b"\0" for word in arguments(member.pid, _stands_for(process))]
         # Below the stack that execve made, which clones of init share: their arguments differ in length.
-        first = self.processes[self.plan.processes[0].member.pid].threads[0].registers
+        first = task.entry
         stack = (first[RSP] - 4096) & ~0xF
         strings = stack + 8 * (len(words) + 3)
         pointers = [strings + sum(map(len, words[:k])) for k in range(len(words))]

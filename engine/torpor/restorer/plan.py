@@ -6,12 +6,14 @@ privilege. `torpor.restorer.execution` runs it.
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torpor.arch.x86_64 import NR
+from torpor.errors import Reason, RestoreRefused
 from torpor.image import image_pb2 as pb
 from torpor.image.page_tables import pieces
 from torpor.objects.fds import descriptors, placement, posix_queues, ptys, signal_owners
@@ -67,6 +69,8 @@ class Here:
     """See `capsule.Setting`."""
     walk: bool = False
     """Whether the kernel assigns PIDs in order, since this user cannot choose them (`torpor.restorer.walk`)."""
+    executes: bool = False
+    """Whether each process executes its program while it is blank: this user cannot set its link /proc/PID/exe."""
     is_taken: Callable[[int], bool] = lambda _: False
     """Says whether a PID is not available where the tree will live."""
 
@@ -113,6 +117,8 @@ class ProcessPlan:
     """The calls of a process, in the order of the fields."""
 
     member: birth_order.Member
+    program: int = 0
+    """If it is to execute a program while it is blank, the descriptor of that; 0: no program, or that of its parent."""
     birth: list[Call] = field(default_factory=list)
     """In the blank process: the memory that its children inherit, its session and group, and the creation of its
     children in the order of `births`."""
@@ -179,6 +185,8 @@ class Plan:
             yield from _explain("init, first", calls)
         for process in self.processes:
             yield f"{process.name}:"
+            if process.program:
+                yield "  executes its program, and goes on as a blank process of it"
             yield from _explain("when it is created", process.birth)
             yield from _explain("when the kernel reaches the ids of its threads", process.clones)
             if process.member.adopter:
@@ -219,6 +227,8 @@ def make(image: pb.Tree, here: Here, fds: RestorerFds) -> Plan:
     if here.walk:
         # The order of creation is not known yet. A child unmaps what is not for it.
         shares = {pid: replace(share, heirs=frozenset()) for pid, share in shares.items()}
+    if here.executes:
+        _validate_inherited(members, image, shares)
     plans = [_plan_birth(member, shares.get(member.pid, Share()), sessions, image, fds, scratch) for member in members]
     for plan in plans:
         if plan.member.image is not None and not plan.member.image.zombie:
@@ -249,6 +259,23 @@ def make(image: pb.Tree, here: Here, fds: RestorerFds) -> Plan:
     by_init += posix_queues.make(image, fds.opened.slots, here.rights.keep)
     last = [] if here.rights.keep else list(credentials.give_up())
     return Plan(plans, scratch, warnings, by_init, last)
+
+
+def _validate_inherited(members: Iterable[birth_order.Member], image: pb.Tree, shares: Mapping[int, Share]) -> None:
+    """Raise RestoreRefused if a process inherits memory from one of another program: what it executes would drop it."""
+    programs: dict[int, int | None] = {}
+    for member in members:
+        above = programs.get(member.parent.pid) if member.parent else None
+        lives = member.image is not None and not member.image.zombie
+        programs[member.pid] = member.image.memory.exe if member.image and lives else above
+        share = shares.get(member.pid, Share())
+        if programs[member.pid] != above and share.hulls and not share.first:
+            what = image.files[member.image.memory.exe].path if member.image else b""
+            why = f"it shares memory with a process of another program than {os.fsdecode(what)}"
+            raise RestoreRefused(
+                "it cannot be woken here",
+                [Reason(f"process {member.pid}", why, "see `torpor doctor`: user namespaces")],
+            )
 
 
 def _segment(shared: pb.SharedMemory, address: int, here: Here, fds: RestorerFds) -> Iterator[Call]:
@@ -351,6 +378,7 @@ def _build(
 ) -> None:
     build = plan.build
     member = plan.member
+    plan.program = fds.sources.files[process.memory.exe] if here.executes else 0
     build += _join(member)
     build += limits.widening(here.hosts[LIMITS])
     written = address_space.with_pages(process.memory)
@@ -364,8 +392,8 @@ def _build(
     plan.fill += address_space.fill(pieces, fds.sources, scratch.stop - address_space.GAP)
     plan.fill_size = sum(piece.size for piece in pieces) * PAGE
     is_init = image.files[process.memory.exe].path == here.init_program
-    layout = address_space.layout(process.memory, fds.sources, is_init=is_init)
-    (plan.layout if here.walk else plan.process_state).append(layout)
+    layout = address_space.layout(process.memory, fds.sources, keeps_link=is_init or here.executes)
+    (plan.layout if here.walk and not here.executes else plan.process_state).append(layout)
     plan.process_state += address_space.last_calls(process.memory, written)
     parts = _by_stage(step for part in PROCESS_PARTS for step in part.calls(process, here.hosts[part]))
     root = fds.roots[process.pid] if process.root else -1

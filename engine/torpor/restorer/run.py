@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from torpor import procfs
 from torpor.errors import NotFound, Refused, RestoreFailed, TorporError, failing
+from torpor.remote import pid_allocation
 from torpor.restorer import capsule
 from torpor.restorer.capsule import Namespaces, Setting
 from torpor.restorer.job import Job
@@ -54,6 +55,7 @@ def start(
         RestoreFailed: the program could not be started.
     """
     path = _found(command[0], None)
+    pid_allocation.pass_first()
     with inherited.raised_limits(), failing(RestoreFailed, "the command could not be started"):
         init = capsule.launch(
             Setting(Namespaces(0)),
@@ -97,6 +99,7 @@ def below_init(command: Sequence[str], environment: Mapping[str, str]) -> list[s
         NotFound: there is no such program.
     """
     path = _found(command[0], environment.get("PATH", os.defpath))
+    pid_allocation.pass_first()
     _, *arguments = capsule.init_arguments(0, program=[path, *command])
     return [os.fspath(capsule.INIT), *map(os.fsdecode, arguments)]
 

@@ -58,11 +58,16 @@ def setting(
     session = detach or 1 in (root.sid, root.pgid)
     time_namespaces = os.path.exists("/proc/self/ns/time")
     namespaces = Namespaces(0)
-    if time_namespaces and image.host.boot_id != procfs.boot_id():
-        namespaces |= Namespaces.TIME
+    other_boot = image.host.boot_id != procfs.boot_id()
     if posix_queues.of(image) or any(part.needs_ipc_namespace(image) for part in registry.TREE_PARTS):
         namespaces |= Namespaces.IPC
     no_capsule = why_no_capsule()
+    monotonic_ns = image.host.monotonic_ns - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+    boottime_ns = image.host.boottime_ns - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    # Where no namespace can be made, clocks that are ahead of the job's look to it as if the host had been suspended.
+    jump_ns = -monotonic_ns if other_boot and no_capsule and max(monotonic_ns, boottime_ns) < 0 else 0
+    if time_namespaces and other_boot and not jump_ns:
+        namespaces |= Namespaces.TIME
     # If the tree still lives, the caller is the proof before a kill. It considers a walk only if nothing else works.
     wanted = probe().can_choose_pids or no_capsule or (not standing and _takes_groups())
     native = way == "native" or (way == "best" and bool(wanted))
@@ -95,13 +100,14 @@ def setting(
             namespaces |= Namespaces.TIME
     return Setting(
         namespaces,
-        monotonic_ns=image.host.monotonic_ns - time.clock_gettime_ns(time.CLOCK_MONOTONIC),
-        boottime_ns=image.host.boottime_ns - time.clock_gettime_ns(time.CLOCK_BOOTTIME),
+        monotonic_ns=monotonic_ns,
+        boottime_ns=boottime_ns,
         new_session=session,
         hold_filters_off=seccomp.has_own(image),
         pid_max=max(pid_allocation.here().end, max(_numbers(image)) + 1),
         joined=joined,
         walk=walk,
+        jump_ns=jump_ns,
     )
 
 
@@ -157,25 +163,26 @@ def _walk(image: pb.Tree, joined: frozenset[int]) -> Walk:
 def _obstacles(image: pb.Tree, namespaces: Namespaces, joined: frozenset[int], standing: Set[int]) -> Iterator[str]:
     """Yield the reasons why the tree cannot live among the host's processes."""
     walking = not probe().can_choose_pids
-    if walking and not probe().set_mm_map:
-        why = probe().why.get("user_namespaces") or probe().why.get("set_mm_map", "")
-        yield f"the link to a program (/proc/PID/exe) takes a user namespace or CAP_CHECKPOINT_RESTORE ({why})"
+    if walking and not probe().can_walk:
+        yield f"its memory layout cannot be set ({probe().why.get('lay_out_memory', 'PR_SET_MM_MAP')})"
     capabilities = int(procfs.status(procfs.read("/proc/self/status"))[b"CapEff"], 16)
     if any(process.root for process in image.processes) and not capabilities >> CAP_SYS_CHROOT & 1:
         yield "a process has a root directory of its own, which takes CAP_SYS_CHROOT"
     if namespaces and not capabilities >> CAP_SYS_ADMIN & 1:
-        what = "its clocks" if namespaces & Namespaces.TIME else "its System V objects or message queues"
-        yield f"{what} need a namespace, which takes CAP_SYS_ADMIN"
+        what = "its System V objects or message queues need a namespace"
+        if namespaces & Namespaces.TIME:
+            what = "its clocks need a namespace, since this host has not been up for as long as the one before"
+        yield f"{what}, which takes CAP_SYS_ADMIN"
     top = birth_order.arrange(image, UNKNOWN_PID, joined, _cannot_be_had())
     members = [member.pid for member in top.walk() if member.pid != UNKNOWN_PID]
     tids = [thread.tid for process in image.processes for thread in process.threads]
     given = pid_allocation.here()
-    for pid in sorted({*members, *tids} - standing):
-        if pid_allocation.is_taken(pid):
+    for pid in sorted({*members, *tids}):
+        if pid not in standing and pid_allocation.is_taken(pid):
             yield _who_has(pid)
         if pid >= given.end:
             yield f"no process can have the PID {pid} here: kernel.pid_max is {given.end}"
-        if walking and pid < given.first:
+        if walking and pid < given.first and pid <= pid_allocation.last():
             once = f"PIDs below {given.first} are given only once after the boot"
             yield f"the kernel never gives the PID {pid} again: {once}"
 
@@ -207,6 +214,9 @@ def warnings(where: Setting, ids: Mapped | None) -> Iterator[str]:
     if ids and (count := keyrings.keys_of_user()):
         keys = "key" if count == 1 else f"{count} keys"
         yield f"it is in a capsule, where your keyring (@u) is an empty one: it does not find the {keys} in yours"
+    if where.jump_ns:
+        seconds = where.jump_ns / 1e9
+        yield f"no time namespace can be made here: its clock CLOCK_MONOTONIC has gone on by {seconds:.0f} s"
     foreign = where.joined - {os.getsid(0), os.getpgrp()}
     if foreign:
         shown = ", ".join(map(str, sorted(foreign)))
@@ -232,4 +242,5 @@ def here(where: Setting) -> Here:
         init_program=os.fsencode(INIT.resolve()),
         joined=where.joined,
         walk=where.walk is not None,
+        executes=where.walk is not None and not probe().can_set_exe,
     )

@@ -142,6 +142,7 @@ class Walker:
         """
         births = {one.member.pid: Births(one) for one in plan.processes}
         names = {one.member.pid: one.name for one in plan.processes}
+        programs = {one.member.pid: one.program for one in plan.processes}
         top = plan.processes[0].member
         tasks = {top.pid: init}
         route = Route(top, {pid: one.tids for pid, one in births.items()})
@@ -166,6 +167,8 @@ class Walker:
             task = blanks.clone(tasks[parent.pid], flags, pid, here, self.walk.pace.near, self.loadavg)
             if task is not None:
                 task.name = names.get(pid, f"thread {pid} of {names[parent.pid]}")
+                if (program := programs.get(pid)) and program != task.program:
+                    blanks.execute(task, program)
                 tasks[pid] = task
                 route.born(pid)
         for pid, one in births.items():

@@ -99,11 +99,34 @@ def test_a_zombie_is_not_waited_for_without_end(ordinary: pytest.MonkeyPatch, zo
     assert surroundings.setting(job(zombie.pid)).capsule
 
 
-def test_a_walk_takes_a_user_namespace_for_the_programs_link(ordinary: pytest.MonkeyPatch) -> None:
-    host = replace(probe(), can_choose_pids=False, set_mm_map=False, why={"user_namespaces": "No space left on device"})
-    ordinary.setattr(surroundings, "probe", lambda: host)
-    with pytest.raises(RestoreRefused, match=r"/proc/PID/exe.*No space left on device"):
+def test_a_walk_without_namespaces_executes_the_programs(ordinary: pytest.MonkeyPatch) -> None:
+    host = replace(probe(), can_choose_pids=False, user_namespaces=False, set_mm_map=False, lay_out_memory=True)
+    for lesser, executes in ((replace(host, user_namespaces=True, set_mm_map=True), False), (host, True)):
+        ordinary.setattr(surroundings, "probe", lambda lesser=lesser: lesser)
+        where = surroundings.setting(job(free_pid()), way="native")
+        assert where.walk and surroundings.here(where).executes == executes
+    nothing = replace(host, lay_out_memory=False, why={"lay_out_memory": "prctl PR_SET_MM_MAP: Invalid argument"})
+    ordinary.setattr(surroundings, "probe", lambda: nothing)
+    with pytest.raises(RestoreRefused, match=r"PR_SET_MM_MAP: Invalid argument"):
         surroundings.setting(job(free_pid()), way="native")
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_clocks_of_another_boot_where_no_namespace_can_be_made(ordinary: pytest.MonkeyPatch, ahead: bool) -> None:
+    """Ahead of the job's they are as after a suspension; they never go back."""
+    host = replace(probe(), can_choose_pids=False, user_namespaces=False, set_mm_map=False, lay_out_memory=True)
+    ordinary.setattr(surroundings, "probe", lambda: replace(host, why={"user_namespaces": "no namespaces"}))
+    ordinary.setattr(surroundings, "CAP_SYS_ADMIN", 63)  # which nobody has
+    image, later = job(free_pid()), 0 if ahead else 1 << 61
+    image.host.boot_id = "another"
+    image.host.monotonic_ns = image.host.boottime_ns = later
+    if ahead:
+        where = surroundings.setting(image)
+        assert where.jump_ns > 0 and not where.namespaces and where.walk
+        assert any("CLOCK_MONOTONIC has gone on by" in words for words in surroundings.warnings(where, None))
+    else:
+        with pytest.raises(RestoreRefused, match="this host has not been up for as long"):
+            surroundings.setting(image)
 
 
 def test_a_host_where_nobody_can_walk(ordinary: pytest.MonkeyPatch) -> None:

@@ -235,7 +235,8 @@ def test_another_build_of_a_library(image: pb.Tree) -> None:
 
 
 def test_no_way_to_choose_pids(image: pb.Tree) -> None:
-    host = dataclasses.replace(probe(), can_choose_pids=False, user_namespaces=False, why={"user_namespaces": "no"})
+    without = {"can_choose_pids": False, "user_namespaces": False, "lay_out_memory": False}
+    host = dataclasses.replace(probe(), **without, why={"user_namespaces": "no"})  # type: ignore[arg-type]
     (reason,) = reasons(image, host)
     assert (reason.why, reason.advice) == ("no capsule can be made here: no", "see `torpor doctor`")
 

@@ -157,6 +157,7 @@ class NR(IntEnum):
     renameat2 = 316
     seccomp = 317
     memfd_create = 319
+    execveat = 322
     userfaultfd = 323
     membarrier = 324
     mlock2 = 325

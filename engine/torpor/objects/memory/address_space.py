@@ -359,19 +359,19 @@ def _read(fd: int, vector: array[int], begin: int, end: int) -> Call:
     return Call(NR.preadv, (fd, vector.tobytes(), len(vector) // 2, begin, 0), end - begin, words)
 
 
-def layout(space: pb.AddressSpace, sources: Sources, *, is_init: bool) -> Call:
+def layout(space: pb.AddressSpace, sources: Sources, *, keeps_link: bool) -> Call:
     """Set the addresses of code, heap, stack, arguments and environment, the auxiliary vector, and the exe link.
 
     Args:
         space: the address space.
         sources: the descriptors of what is mapped.
-        is_init: whether its program is the torpor-init that builds it: the link leads there already, and cannot be set
-            while that file is mapped (EBUSY).
+        keeps_link: whether the link leads to its program already: it has executed that, or it is the torpor-init that
+            builds it, whose link cannot be set while that file is mapped (EBUSY).
     """
     content = _MM_MAP.pack(
         space.start_code, space.end_code, space.start_data, space.end_data, space.start_brk, space.brk,
         space.start_stack, space.arg_start, space.arg_end, space.env_start, space.env_end,
-        _MM_MAP.size, len(space.auxv), _NO_FILE if is_init else sources.files[space.exe],
+        _MM_MAP.size, len(space.auxv), _NO_FILE if keeps_link else sources.files[space.exe],
     )  # fmt: skip
     return Call(
         NR.prctl,
