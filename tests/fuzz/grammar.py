@@ -20,12 +20,14 @@ KINDS: dict[str, dict[str, int]] = {
     "memory": {
         "map": 8, "unmap": 3, "protect": 4, "store": 12, "look": 5, "advise": 8, "move": 4, "heap": 3, "poke": 2,
         "mlock": 2, "mapped": 1, "memfd": 2, "open": 2, "cut": 3, "hole": 2, "pwrite": 3, "force": 2, "read_into": 3,
-        "resize_map": 2, "twice": 2, "segment": 1, "msync": 1, "lock_all": 1, "nameless": 1,
+        "resize_map": 2, "twice": 2, "segment": 1, "msync": 1, "lock_all": 1, "nameless": 1, "map_name": 3,
     },
     "files": {
         "open": 12, "nameless": 2, "memfd": 2, "seal": 1, "write": 8, "pwrite": 3, "read": 6, "seek": 4, "cut": 2,
-        "unlink": 4, "rename": 4, "link": 3, "symlink": 1, "directory": 3, "go": 3, "where": 2, "stat": 3, "fstat": 3,
-        "dup": 4, "close": 3, "flags": 3, "flock": 4, "range": 4, "holder": 2, "hole": 1, "chmod": 2, "fifo": 1,
+        "unlink": 4, "rename": 4, "link": 3, "relink": 3, "directory": 5,
+        "symlink": 1, "go": 3, "where": 2, "stat": 3, "fstat": 3,
+        "dup": 4, "close": 3, "flags": 3, "flock": 4, "range": 4, "holder": 2, "hole": 1, "chmod": 2, "fifo": 3,
+        "map_name": 3, "store": 2, "look": 2, "inotify": 2, "news": 2,
         "lease": 1, "list": 2, "exchange": 2, "name_it": 2, "times": 1, "device": 1, "hint": 1, "owner": 1,
     },
     "channels": {
@@ -90,6 +92,10 @@ USES = {
     "terminal_state": (0,), "read_into": (2,), "map": (2,), "mq_send": (0,), "mq_receive": (0,), "mq_state": (0,),
 }  # fmt: skip
 """Verbs that use descriptors: which of their numbers say which."""
+
+MAPS = ("map", "map_name", "segment")
+_OF_BOTH = ("map_name", "store", "look")
+"""Verbs of files that are also of memory, with its numbers."""
 
 FITS = {
     "happened": ("epoll",), "timer_state": ("timer",), "taken": ("signals",), "news": ("inotify",),
@@ -170,7 +176,7 @@ class Actors:
         own, first = self.process[step.actor], step.numbers[0] if step.numbers else 0
         for number in MAKES.get(step.verb, ()):
             self.made[step.numbers[number] % FDS] = step.verb
-        if step.verb in ("map", "segment"):
+        if step.verb in MAPS:
             self.mapped.add(first)
         if step.verb in ("fork", "thread"):
             self.process[first] = first if step.verb == "fork" else own
@@ -235,9 +241,9 @@ def _draw(chance: random.Random, verbs: dict[str, int], actors: Actors) -> Step:
     # Few descriptors and places, so that steps meet.
     few = chance.choice([3, 8, FDS])
     numbers = [chance.randrange(few), chance.randrange(few), *(chance.randrange(1 << 16) for _ in range(3))]
-    if verb in KINDS["memory"] and verb not in KINDS["files"]:
+    if verb in KINDS["memory"] and (verb not in KINDS["files"] or verb in _OF_BOTH):
         numbers = [chance.randrange(3), chance.randrange(64), *(chance.randrange(1 << 10) for _ in range(3))]
-        if actors.mapped and verb not in ("map", "segment"):
+        if actors.mapped and verb not in MAPS:
             numbers[0] = chance.choice(sorted(actors.mapped))
     if verb in ("map", "move"):
         numbers[1], numbers[2] = chance.randrange(6 if verb == "map" else 3), chance.randrange(few)

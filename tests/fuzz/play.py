@@ -35,6 +35,7 @@ from torpor.dump import patience
 from torpor.errors import Refused, TorporError
 from torpor.image import image_pb2 as pb
 from torpor.image import reading
+from torpor.objects.paths.bundle import named
 from torpor.restorer.round_trip import differences
 from torpor.store import SnapshotInfo
 
@@ -49,6 +50,8 @@ BESIDE = 8
 PAUSES = (0.02, 0.1)
 """Seconds that a tree runs on before it is tried again: what waits in these programs seldom passes by itself, and each
 try takes as long as the save of all of them."""
+LOST = 0.3
+"""How often a wake has to make anew what the programs had made."""
 _IPC_RMID = 0
 SHARED_FD = 900
 """Of all processes of a program: its shared memory, which bears the program's name."""
@@ -329,6 +332,9 @@ class Play:
             for program in waiting:
                 program.outcome.saves += 1
             if how != "run":
+                self._end(how)
+                if self._chance.random() < LOST and not again:
+                    self._lose(self._image(snapshot))
                 top = self._wake(snapshot, how, series)
                 for program in waiting:
                     program.outcome.wakes += 1
@@ -372,7 +378,8 @@ class Play:
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
 
-    def _wake(self, snapshot: SnapshotInfo, how: str, series: torpor.Series | None) -> int:
+    def _end(self, how: str) -> None:
+        """See to it that nothing is left of the tree that was saved."""
         if how == "stop":
             self._clear()
         if self._job:
@@ -381,6 +388,8 @@ class Play:
             self._job.wait()
         self._first.kill()
         self._first.wait()
+
+    def _wake(self, snapshot: SnapshotInfo, how: str, series: torpor.Series | None) -> int:
         with open(os.devnull, "r+b") as null:
             try:
                 number = null.fileno()
@@ -395,6 +404,19 @@ class Play:
                     raise Wrong("refused", str(error)) from error
                 raise Wrong("lost", f"{how}: {error}") from error
         return self._job.tree_pid
+
+    def _lose(self, image: pb.Tree) -> None:
+        """Remove what the wake makes again: files, named pipes and directories of the programs."""
+        with_names = set(named(image))
+        again = [one.path for one in image.bundles if one.path in with_names] + [one.path for one in image.fifos]
+        for path in map(os.fsdecode, again):
+            with suppress(FileNotFoundError):
+                if path.startswith(f"{self._folder}/") and os.lstat(path).st_nlink == 1:
+                    os.unlink(path)
+        for folder in reversed(image.folders):
+            if folder.used and folder.path.startswith(os.fsencode(self._folder) + b"/"):
+                with suppress(OSError):  # the wake does not make all that is in it
+                    os.rmdir(folder.path)
 
     def _compare_images(self, top: int, snapshot: SnapshotInfo) -> None:
         """The woken tree's image is the one that it was woken from."""

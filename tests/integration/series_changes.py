@@ -21,15 +21,17 @@ import pytest
 import torpor
 from torpor.dump.process_dump import ProcessDump
 from torpor.dump.series import Series
+from torpor.dump.tree_dump import TreeDump
 from torpor.errors import Refused
 from torpor.image import image_pb2 as pb
 from torpor.image.page_tables import pieces
+from torpor.probe import probe
 from torpor.procfs import PAGE
 from torpor.remote import memory
 from torpor.store import Store
 
 PROGRAM = """
-import ctypes, mmap, sys
+import ctypes, mmap, os, sys
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
@@ -110,6 +112,41 @@ def guarded(program: Program, store: Store, series: torpor.Series) -> None:
         assert kept(store, last, at + 2 * PAGE)[1] == b"o" * PAGE
 
 
+def hash_of_mapped(store: Store, snapshot: torpor.Snapshot, name: bytes) -> pb.Content:
+    with store.open(snapshot) as reader:
+        image = pb.Tree.FromString(reader.body)
+        return next(file.content for file in image.files if file.path.endswith(name))
+
+
+def written_before_the_hash(program: Program, store: Store, series: torpor.Series | None) -> None:
+    """A file that is mapped, and written when the tree runs again but before its hash is computed, has no hash."""
+    with open("mapped", "wb") as file:
+        file.truncate(5 << 20)
+    program.tell("(descriptor := os.open('mapped', os.O_RDWR))")
+    program.tell("(view := mmap.mmap(descriptor, 0)) and None")
+    program.tell("os.close(descriptor)")
+    write = partial(program.tell, "view.__setitem__(7, 1 + view[7])")
+    write()  # from now on a write leaves the file's times as they are
+    for late in (False, True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            if late:
+                patch.setattr(TreeDump, "describe", preceded(TreeDump.describe, write))
+            snapshot = torpor.checkpoint(program.process.pid, store=store, series=series)
+        content = hash_of_mapped(store, snapshot, b"/mapped")
+        assert content.whole and (content.digest == b"") is (late or not probe().uffd_wp_async)
+    program.tell("view.close()")
+
+
+def preceded(method: Callable[..., Any], act: Callable[[], object]) -> Callable[..., Any]:
+    """A method before which something else is done."""
+
+    def both(*args: Any, **options: Any) -> Any:
+        act()
+        return method(*args, **options)
+
+    return both
+
+
 def written_by_others(program: Program, store: Store, series: torpor.Series) -> None:
     """What another process writes while the tree is frozen is in this snapshot, or in the next one."""
     at = program.tell("area(b'o')")
@@ -166,6 +203,8 @@ def main() -> None:
             given_back(program, store, series)
             guarded(program, store, series)
             written_by_others(program, store, series)
+            for one in (series, None):
+                written_before_the_hash(program, store, one)
 
             for what in (SHARED_GUARD, SEALED):
                 program.tell("(shared := area(b's', mmap.MAP_SHARED))")

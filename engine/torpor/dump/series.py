@@ -70,18 +70,14 @@ class Series:
         """Return whether a process is not watched yet."""
         return key not in self._watches
 
-    def watch(self, key: Key, userfaultfd: int, mappings: Sequence[Private]) -> None:
+    def watch(self, key: Key, watch: WriteWatch, mappings: Sequence[Private]) -> None:
         """Begin to watch a frozen process, before its memory is read for the first time.
 
         Args:
             key: the process.
-            userfaultfd: one for its memory; the series owns it from now on.
+            watch: of its memory; the series owns it from now on.
             mappings: its private mappings, by address.
         """
-        try:
-            watch = WriteWatch(userfaultfd)
-        except OSError:
-            return  # a kernel without asynchronous write protection: everything counts as written
         if watch.begin(key.pid, mappings):
             self._watches[key] = watch
         else:

@@ -10,6 +10,7 @@ from itertools import chain
 from typing import Any
 
 from torpor import procfs
+from torpor.dump.file_watch import FileWatches
 from torpor.dump.process_dump import ProcessDump, SnapshotLost, ZombieDump
 from torpor.dump.series import Key, Series
 from torpor.errors import CheckpointFailed, Refused, RestoreRefused
@@ -32,6 +33,7 @@ from torpor.remote.code_stubs import CodeStubs
 from torpor.remote.freeze import Process
 from torpor.remote.snapshot import Watch
 from torpor.remote.waits import Waits
+from torpor.remote.written import WriteWatch
 from torpor.store import SnapshotWriter
 from torpor.util.sizes import readable
 
@@ -90,6 +92,7 @@ class TreeDump:
         self._parts: dict[TreePart[Any, Any, Any], Any] = {}
         self._realtime_ns = 0
         self._pool = pool
+        self._file_watches = FileWatches()
 
     def __enter__(self) -> TreeDump:
         return self
@@ -99,6 +102,7 @@ class TreeDump:
             process.abandon()
         if self.files:
             self.files.close()
+        self._file_watches.close()
 
     def let_snapshots_go(self) -> None:
         """Let the snapshots exit while the image is published; all memory was read."""
@@ -221,11 +225,21 @@ class TreeDump:
         return ""
 
     def _watch(self, taken: ProcessDump) -> Watch | None:
-        """Return what to do with a userfaultfd of a process; None if the series needs none."""
-        series = self._series
-        if series is None or not self._again or not series.lacks(taken.key):
+        """Return what to do with a userfaultfd of a process; None if none is needed."""
+        series = self._series if self._again and self._series and self._series.lacks(taken.key) else None
+        files = self.forked and self._again
+        files = files and self._file_watches.files_of(taken.pid, taken.injection.maps, self.descriptors.small)
+        if series is None and not files:
             return None
-        return lambda fd: series.watch(taken.key, fd, taken.watchable)
+
+        def begin(fd: int) -> None:
+            if watch := WriteWatch.made(fd):
+                if files:
+                    self._file_watches.begin(taken.pid, watch, alone=series is None)
+                if series:
+                    series.watch(taken.key, watch, taken.watchable)
+
+        return begin
 
     def describe(self) -> tuple[pb.Tree, list[Ranges]]:
         """Return the image without its pages, and the ranges of each process whose pages must be stored.
@@ -274,7 +288,8 @@ class TreeDump:
         image.host.began_ns = self.descriptors.small.began_ns if self.descriptors.small else 0
         image.host.label = root.texts.label
         if self._built is None:
-            fingerprints.note_mapped(image, runs_on=self._again)
+            fingerprints.note_mapped(image, self._file_watches.unwritten if self._again and self.forked else None)
+            self._file_watches.close()
         self.notices += security_labels.notices(root.texts.label)
         self.notices += buffers.smaller(image)
         return image, pages

@@ -208,6 +208,10 @@ class PageMap:
                 raise
             return None
 
+    def protect(self, start: int, end: int) -> None:
+        """Protect all pages of a watched mapping."""
+        self._scan(0, _PAGE_IS_WRITTEN, 0, start, end, _PM_SCAN_CHECK_WPASYNC | _PM_SCAN_WP_MATCHING, _PAGE_IS_WRITTEN)
+
     def huge(self, start: int, end: int) -> list[tuple[int, int]]:
         """The huge pages in an address range that were written since they were last protected."""
         return self._scan(_PAGE_IS_FILE, _PAGE_IS_WRITTEN | _PAGE_IS_HUGE, 0, start, end)

@@ -33,6 +33,7 @@ import os
 import struct
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import reduce
 from typing import NamedTuple
 
@@ -47,10 +48,12 @@ OPEN_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK | UFFD_USER_MODE_ONLY
 # include/uapi/linux/userfaultfd.h
 _UFFDIO_API = 0xC018AA3F
 _UFFDIO_REGISTER = 0xC020AA00
+_UFFDIO_UNREGISTER = 0x8010AA01
 _UFFDIO_WRITEPROTECT = 0xC018AA06
 _API = struct.Struct("<3Q")  # api, features, ioctls
 _REGISTER = struct.Struct("<4Q")  # start, length, mode, ioctls
 _WRITEPROTECT = struct.Struct("<3Q")  # start, length, mode
+_RANGE = struct.Struct("<2Q")  # start, length
 _UFFD_API = 0xAA
 _WP_UNPOPULATED = 1 << 13
 _WP_ASYNC = 1 << 15
@@ -94,6 +97,14 @@ class WriteWatch:
         """The huge pages that were left unprotected, at each of the last looks."""
         fcntl.ioctl(fd, _UFFDIO_API, bytearray(_API.pack(_UFFD_API, _WP_ASYNC | _WP_UNPOPULATED, 0)))
 
+    @classmethod
+    def made(cls, fd: int) -> WriteWatch | None:
+        """One of a new userfaultfd; None where the kernel has no asynchronous write protection."""
+        try:
+            return cls(fd)
+        except OSError:
+            return None
+
     def __del__(self) -> None:
         self.close()
 
@@ -122,6 +133,28 @@ class WriteWatch:
                 if one.watched:
                     self._protect(pages, one.start, one.end)
         return True
+
+    def begin_shared(self, pid: int, mappings: Sequence[Range]) -> None:
+        """Watch shared mappings of files of a frozen process, too. Those that cannot be watched count as written.
+
+        Raises:
+            OSError: ESRCH if the process is gone.
+        """
+        with memory.PageMap(pid) as pages:
+            for start, end in mappings:
+                if not pages.is_watched(start) and self._register(start, end):
+                    pages.protect(start, end)
+
+    def is_unwritten(self, pid: int, mapping: Range) -> bool:
+        """Whether nobody has written to a mapping since `begin_shared`. Raises OSError if the process is gone."""
+        with memory.PageMap(pid) as pages:
+            return self._fd >= 0 and pages.unprotected(*mapping) == []
+
+    def end_shared(self, mappings: Sequence[Range]) -> None:
+        """Stop watching shared mappings, and no others."""
+        for start, end in mappings:
+            with suppress(OSError):  # it is gone
+                fcntl.ioctl(self._fd, _UFFDIO_UNREGISTER, bytearray(_RANGE.pack(start, end - start)))
 
     def look(self, pid: int, mappings: Sequence[Private], *, again: bool) -> list[Range]:
         """Find the private pages of the frozen process that may have been written since the last look.
@@ -190,6 +223,10 @@ class WriteWatch:
 
     def _protect(self, pages: memory.PageMap, start: int, end: int) -> None:
         """Watch a mapping. If the kernel does not allow it, the mapping counts as new at each look."""
+        if self._register(start, end):
+            pages.written(start, end, again=True)
+
+    def _register(self, start: int, end: int) -> bool:
         try:
             fcntl.ioctl(self._fd, _UFFDIO_REGISTER, bytearray(_REGISTER.pack(start, end - start, _MODE_WP, 0)))
         except OSError as error:
@@ -197,8 +234,8 @@ class WriteWatch:
                 raise ProcessLookupError(errno.ESRCH, "it has become another program") from error
             if error.errno not in (errno.EINVAL, errno.EBUSY, errno.EPERM):
                 raise
-            return
-        pages.written(start, end, again=True)
+            return False
+        return True
 
 
 def _near(ranges: Sequence[Range]) -> Iterator[Range]:

@@ -33,6 +33,7 @@ from torpor.probe import probe
 from torpor.remote.blank import PidTaken
 from torpor.remote.pid_allocation import WALK_SECONDS, Walk
 from torpor.remote.tracer import no_collection
+from torpor.remote.written import WriteWatch
 from torpor.restorer import capsule, pid_files, surroundings, verification
 from torpor.restorer.capsule import Namespaces, Setting, WaitingInit
 from torpor.restorer.execution import Builder, Filled
@@ -431,15 +432,15 @@ def _series(series: Series | None, reader: SnapshotReader) -> Iterator[Callable[
     series.close()
     tables: dict[Key, pb.PageTable] = {}
 
-    def watch(processes: Iterable[Filled]) -> None:
+    def begin(processes: Iterable[Filled]) -> None:
         for one in processes:
             key = Key(one.pid, procfs.stat(one.pid).start_time)
-            if one.userfaultfd >= 0:
-                series.watch(key, one.userfaultfd, one.watchable)
+            if one.userfaultfd >= 0 and (watch := WriteWatch.made(one.userfaultfd)):
+                series.watch(key, watch, one.watchable)
             tables[key] = one.image.memory.pages
 
     try:
-        yield watch
+        yield begin
     except BaseException:
         series.close()
         raise

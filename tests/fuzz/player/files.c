@@ -12,7 +12,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 
-static const char *name(long index)
+const char *name(long index)
 {
 	static const char *const names[] = {"a", "b", "d/c", "d/e f", "l", "d", "g", "d/h (deleted)"};
 	static _Thread_local char full[4][PATH_MAX + 16];
@@ -161,9 +161,18 @@ static long symlink_(const long *a)
 	return symlink(name(a[0]), name(a[1]));
 }
 
+/* make or remove, which of two */
 static long directory(const long *a)
 {
-	return a[0] % 3 ? mkdir(name(5), 0750) : rmdir(name(5));
+	const char *path = name(a[1] % 3 ? 5 : 6);
+
+	return a[0] % 3 ? mkdir(path, 0750) : rmdir(path);
+}
+
+/* two names: the file moves from one to the other, as two files for a moment */
+static long relink(const long *a)
+{
+	return link(name(a[0]), name(a[1])) || unlink(name(a[0]));
 }
 
 /* where: the folder, its subfolder, a descriptor */
@@ -393,6 +402,7 @@ const struct verb file_verbs[] = {{"open", open_},
 				  {"unlink", unlink_},
 				  {"rename", rename_},
 				  {"link", link_},
+				  {"relink", relink},
 				  {"symlink", symlink_},
 				  {"directory", directory},
 				  {"go", go},

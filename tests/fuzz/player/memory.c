@@ -7,6 +7,7 @@
 #include <sys/ipc.h>
 #include <sys/mman.h>
 #include <sys/shm.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
 
 #ifndef MADV_COLLAPSE
@@ -40,6 +41,22 @@ static long map(const long *a)
 	void *got = mmap(place(a[0]), PAGES * PAGE, protections[a[3] % 5], flags | MAP_FIXED,
 			 flags & MAP_ANONYMOUS ? -1 : fd_of(a[2]), flags & MAP_ANONYMOUS ? 0 : (a[4] % 4) * PAGE);
 
+	return got == MAP_FAILED ? -1 : 0;
+}
+
+/* place, name, shared: a file that is open no longer */
+static long map_name(const long *a)
+{
+	int fd = open(name(a[1]), (a[2] % 2 ? O_RDWR : O_RDONLY) | O_NONBLOCK);
+	struct stat it;
+
+	if (fd < 0)
+		return -1;
+	bool regular = !fstat(fd, &it) && S_ISREG(it.st_mode);
+	void *got = regular ? mmap(place(a[0]), PAGES * PAGE, PROT_READ | PROT_WRITE,
+				   (a[2] % 2 ? MAP_SHARED : MAP_PRIVATE) | MAP_FIXED, fd, 0)
+			    : MAP_FAILED;
+	close(fd);
 	return got == MAP_FAILED ? -1 : 0;
 }
 
@@ -236,6 +253,7 @@ static long mapped(const long *a)
 }
 
 const struct verb memory_verbs[] = {{"map", map},
+				    {"map_name", map_name},
 				    {"unmap", unmap},
 				    {"protect", protect},
 				    {"store", store},

@@ -93,6 +93,7 @@ extern const struct verb own_verbs[], terminal_verbs[], ipc_verbs[], watcher_ver
 
 void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 const char *whose(int pid);	   /* a PID as the number of its actor, which is the same in every run */
+const char *name(long index);	   /* one of a few paths of files */
 long place_fd(int fd, long index); /* move to the number of an index; the index or -1 */
 int impatient(int fd); /* make it one that does not wait, for the others would, too: its flags before, or -1 */
 void patient(int fd, int flags);

@@ -123,15 +123,17 @@ static long taken(const long *a)
 }
 
 /* descriptor, what: the folder, its subfolder, a file */
+/* descriptor, what, name */
 static long inotify(const long *a)
 {
 	int fd = inotify_init1(IN_NONBLOCK);
 
 	say(" watch %d", inotify_add_watch(fd,
-					   a[1] % 3 == 0   ? shared->place
-					   : a[1] % 3 == 1 ? "d"
-							   : "a",
-					   IN_CREATE | IN_DELETE | IN_MODIFY));
+					   a[1] % 4 == 0   ? shared->place
+					   : a[1] % 4 == 1 ? "d"
+					   : a[1] % 4 == 2 ? "a"
+							   : name(a[2]),
+					   IN_CREATE | IN_DELETE | IN_MODIFY | (a[1] % 8 > 3 ? IN_DELETE_SELF : 0)));
 	return place_fd(fd, a[0]);
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 
@@ -15,7 +14,7 @@ from torpor.dump.series import Key, Series
 from torpor.image import image_pb2 as pb
 from torpor.procfs import PAGE
 from torpor.remote.sys import syscall
-from torpor.remote.written import OPEN_FLAGS, Private
+from torpor.remote.written import OPEN_FLAGS, Private, WriteWatch
 from torpor.store import KnownBlocks, Store
 
 
@@ -49,7 +48,7 @@ def test_only_what_was_written_since_is_new(store: Store) -> None:
     memory.write(2)
     with no_more_descriptors(), Series() as series:
         assert series.lacks(me()) and not series.has(me()) and series.known(store.path) is None
-        series.watch(me(), userfaultfd(), [memory.private])
+        series.watch(me(), WriteWatch(userfaultfd()), [memory.private])
         assert not series.lacks(me())
         assert series.look({me(): [memory.private]}, again=True) == {}, "there is no snapshot yet"
         known, table = published(store, memory)
@@ -65,7 +64,7 @@ def test_a_snapshot_that_failed_is_no_base(store: Store) -> None:
     """A look takes the notes away: what was written before it is known to that checkpoint alone."""
     memory = Memory(4)
     with Series() as series:
-        series.watch(me(), userfaultfd(), [memory.private])
+        series.watch(me(), WriteWatch(userfaultfd()), [memory.private])
         known, table = published(store, memory)
         series.note(store.path, known, {me(): table})
         assert series.look({me(): [memory.private]}, again=True)
@@ -76,7 +75,7 @@ def test_a_snapshot_that_failed_is_no_base(store: Store) -> None:
 def test_processes_that_are_gone_are_not_watched_any_more(store: Store) -> None:
     memory = Memory(4)
     with no_more_descriptors(), Series() as series:
-        series.watch(me(), userfaultfd(), [memory.private])
+        series.watch(me(), WriteWatch(userfaultfd()), [memory.private])
         assert series.look({}, again=True) == {}
         assert series.lacks(me())
 
@@ -90,17 +89,11 @@ def test_what_is_not_watched_is_not_remembered(store: Store) -> None:
         assert series.look({me(): [Private(*memory.range, False)]}, again=True) == {}
 
 
-def test_a_kernel_that_notes_no_writes_has_everything_read(tmp_path: Path) -> None:
-    with no_more_descriptors(), Series() as series:
-        series.watch(me(), os.open(tmp_path, os.O_RDONLY), [])
-        assert series.lacks(me())
-
-
 def test_a_closed_series_is_like_a_new_one(store: Store) -> None:
     memory = Memory(4)
     with no_more_descriptors():
         series = Series()
-        series.watch(me(), userfaultfd(), [memory.private])
+        series.watch(me(), WriteWatch(userfaultfd()), [memory.private])
         known, table = published(store, memory)
         series.note(store.path, known, {me(): table})
         series.close()

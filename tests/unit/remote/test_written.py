@@ -213,6 +213,8 @@ def test_a_closed_watch_leaves_nothing() -> None:
 def test_what_is_no_userfaultfd_is_refused_and_closed() -> None:
     with no_more_descriptors(), pytest.raises(OSError):
         WriteWatch(os.open("/dev/null", os.O_RDONLY))
+    with no_more_descriptors():
+        assert WriteWatch.made(os.open("/dev/null", os.O_RDONLY)) is None
 
 
 def test_a_process_that_is_gone_is_said_to_be() -> None:

@@ -234,7 +234,7 @@ def _changed(description: Description, fd: int, *, in_place: bool, locked: bool)
     if became in (Change.NONE, Change.GROWN) or (not locked and is_sqlite(fd)):
         return ""
     if became is Change.UNKNOWN:
-        return "it was mapped for writing, and is too large for a hash: whether it was changed cannot be told"
+        return "it was mapped for writing, and is too large for a hash, or had none in time: a change cannot be told"
     if (now.st_dev, now.st_ino) != (file.dev, file.ino) and now.st_size != file.size:
         return f"another file has taken its place: {now.st_size} bytes where there were {file.size}"
     if became is Change.CUT:

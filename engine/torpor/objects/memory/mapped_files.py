@@ -191,7 +191,7 @@ def validate(image: pb.Tree, openers: Openers) -> Iterator[Reason]:
                 if became in (Change.CHANGED, Change.UNKNOWN):
                     why = "it was changed since the checkpoint: its content is not the same"
                     if became is Change.UNKNOWN:
-                        why = "it is too large for a hash: whether it was changed since the checkpoint cannot be told"
+                        why = "it is too large for a hash, or was written before it had one: a change cannot be told"
                     yield Reason(subject, why, "put the old file back", changed=os.fsdecode(file.path))
             elif file.build_id and build_id(fd) != file.build_id:
                 yield Reason(subject, "it is another build than the one in memory", "install that version again")

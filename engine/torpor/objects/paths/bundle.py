@@ -89,7 +89,7 @@ def store(
     for file in image.files:
         if file.path in gone:
             _store(file.path, gone[file.path], file.size, image, out)
-    used = {*_named(image), *(file.path for file in image.files)}
+    used = {*named(image), *(file.path for file in image.files)}
     for copy in small or ():
         if copy.name in used:
             for described in _files(image, copy.name):
@@ -246,7 +246,7 @@ def put_back(image: pb.Tree, reader: SnapshotReader, openers: Openers, behind: R
                 made.undo.append(partial(_name_again, behind.set_aside(path, opener), path, opener))
             made.notices += behind.notices
         own_places.make(image, openers, made)
-        for path in sorted(_named(image)):
+        for path in sorted(named(image)):
             if path in bundles and not os.path.lexists(path):
                 opener = openers.path(path).straight()
                 own_places.make_folders(image, path, made, opener)
@@ -266,7 +266,7 @@ def _name_again(aside: bytes, path: bytes, opener: Opener) -> None:
         opener.rename(aside, path)
 
 
-def _named(image: pb.Tree) -> Iterator[bytes]:
+def named(image: pb.Tree) -> Iterator[bytes]:
     """The paths of files that programs have open, watch, or have mapped so that writes reach the file."""
     for description in image.descriptions:
         if description.WhichOneof("kind") in ("file", "inotify"):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import suppress
 from enum import Enum
 from typing import TypeAlias
@@ -20,7 +20,7 @@ from typing import TypeAlias
 from blake3 import blake3
 
 from torpor.image import image_pb2 as pb
-from torpor.objects.paths.same_file import key_of, open_same
+from torpor.objects.paths.same_file import Key, key_of, open_same
 
 WHOLE = 256 << 10
 """The largest file that is hashed completely, in bytes."""
@@ -55,7 +55,7 @@ def note_stat(file: File, was: os.stat_result) -> None:
     file.dev, file.ino, file.mode = was.st_dev, was.st_ino, was.st_mode
 
 
-def note(file: File, was: os.stat_result, *, in_place: bool, whole: int | None = None) -> None:
+def note(file: File, was: os.stat_result, *, in_place: bool, whole: int | None = None, times_tell: bool = True) -> None:
     """Write the hash of a file's content to the image, if the file has not changed since `was`.
 
     Args:
@@ -63,6 +63,7 @@ def note(file: File, was: os.stat_result, *, in_place: bool, whole: int | None =
         was: its status at the freeze.
         in_place: whether the program writes anywhere in it, not only at its end.
         whole: the largest size to hash completely; None: as `in_place` says.
+        times_tell: whether a file with the same times has the same content.
     """
     if whole is None:
         whole = WHOLE_IN_PLACE if in_place else WHOLE
@@ -71,7 +72,7 @@ def note(file: File, was: os.stat_result, *, in_place: bool, whole: int | None =
     except OSError:
         return  # not readable, gone, or replaced: at a restore it must be unchanged
     try:
-        found = _digest_known(fd, was, was.st_size <= whole)
+        found = (_digest_known if times_tell else _digest)(fd, was, was.st_size <= whole)
         now = os.fstat(fd)
     except OSError:
         return
@@ -82,25 +83,36 @@ def note(file: File, was: os.stat_result, *, in_place: bool, whole: int | None =
         file.content.digest, file.content.whole = found, was.st_size <= whole
 
 
-def note_mapped(image: pb.Tree, *, runs_on: bool) -> None:
+def note_mapped(image: pb.Tree, unwritten: Callable[[], Set[Key]] | None) -> None:
     """Write the hashes of the files that are mapped for writing, unless the image has their content.
 
     A write to a page that is still to be written to disk does not change the file's times. So of a file that is too
-    large for a hash nobody can tell later whether a tree that runs on has changed it: it has an empty one.
+    large for a hash nobody can tell later whether a tree that runs on has changed it: it has an empty one. So has a
+    file that the tree may have written between the freeze and the hash.
+
+    Args:
+        image: the tree.
+        unwritten: tells which files the tree has not written by a mapping since the freeze; None: it stands still.
     """
+    hashed: list[File] = []
     mapped = mapped_to_write(image)
     files: list[File] = [one.file for one in image.descriptions if one.WhichOneof("kind") == "file"]
     files += image.files
     for file in files:
         if (file.dev, file.ino) not in mapped or file.content.digest:
             continue
-        if runs_on and file.size > WHOLE_MAPPED:
+        if unwritten and file.size > WHOLE_MAPPED:
             file.content.whole = True
             continue
         with suppress(OSError):  # it is gone: at a restore it must be unchanged
             was = os.stat(file.path)
             if _times(was) == (file.dev, file.ino, file.size, file.mtime_ns, file.ctime_ns):
-                note(file, was, in_place=True, whole=WHOLE_MAPPED)
+                note(file, was, in_place=True, whole=WHOLE_MAPPED, times_tell=False)
+                hashed.append(file)
+    still = unwritten() if unwritten and hashed else ()
+    for file in hashed if unwritten else ():
+        if (file.dev, file.ino) not in still and file.content.digest:
+            file.content.digest, file.content.whole = b"", True
 
 
 def change(file: File, fd: int, *, in_place: bool) -> Change:
@@ -160,11 +172,15 @@ def _times(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
+def _digest(fd: int, was: os.stat_result, whole: bool) -> bytes:
+    return digest(fd, was.st_size, whole=whole)
+
+
 def _digest_known(fd: int, was: os.stat_result, whole: bool) -> bytes:
     key = (*_times(was), int(whole))
     if (found := _known.get(key)) is not None and _times(os.fstat(fd)) == _times(was):
         return found
-    found = digest(fd, was.st_size, whole=whole)
+    found = _digest(fd, was, whole)
     settled = max(was.st_mtime_ns, was.st_ctime_ns) < time.time_ns() - _SETTLED_NS
     if settled and _times(os.fstat(fd)) == _times(was):
         if len(_known) >= _MOST_KNOWN:

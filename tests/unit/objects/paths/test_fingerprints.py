@@ -125,13 +125,15 @@ def test_a_file_that_is_mapped_for_writing_is_known_as_a_whole_or_not_at_all(
 ) -> None:
     """Whether a tree that runs on has changed it, its times do not tell."""
 
+    unwritten = {(file.stat().st_dev, file.stat().st_ino)}
+
     def mapped(*, runs_on: bool) -> FileRef:
         image = Tree()
         image.processes.add().memory.vmas.add(kind=Vma.FILE_SHARED, may_write=True, file=0)
         fingerprints.note_stat(image.files.add(path=os.fsencode(file)), file.stat())
         fingerprints.note_stat(image.files.add(path=b"/not/mapped"), file.stat())
         image.files[1].ino += 1
-        fingerprints.note_mapped(image, runs_on=runs_on)
+        fingerprints.note_mapped(image, (lambda: unwritten) if runs_on else None)
         assert not image.files[1].content.digest
         return image.files[0]
 
@@ -140,9 +142,33 @@ def test_a_file_that_is_mapped_for_writing_is_known_as_a_whole_or_not_at_all(
         assert said.content.whole and became(said, in_place=True) is Change.NONE
         put(file, LARGE // 2 + 77777, b"x" if runs_on else b"y")
         assert became(said, in_place=True) is Change.CHANGED
+    unwritten.clear()
+    assert became(mapped(runs_on=True), in_place=True) is Change.UNKNOWN
     monkeypatch.setattr(fingerprints, "WHOLE_MAPPED", LARGE - 1)
     assert became(mapped(runs_on=True), in_place=True) is Change.UNKNOWN
     assert became(mapped(runs_on=False), in_place=True) is Change.NONE
+
+
+def test_what_is_written_through_a_mapping_between_two_saves_is_in_the_second_hash(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fingerprints, "_SETTLED_NS", -(10**12))
+    image = Tree()
+    image.processes.add().memory.vmas.add(kind=Vma.FILE_SHARED, may_write=True, file=0)
+    image.files.add(path=os.fsencode(file))
+    digests = set()
+    for byte in (b"x", b"y"):
+        put(file, 0, byte)
+        os.utime(file, ns=(1, 1))
+        real = os.stat(file)
+        monkeypatch.setattr(fingerprints, "_times", lambda _, real=real: (real.st_dev, real.st_ino, real.st_size, 1, 1))
+        said = image.files[0]
+        fingerprints.note_stat(said, real)
+        said.ctime_ns = 1
+        said.content.Clear()
+        fingerprints.note_mapped(image, None)
+        digests.add(said.content.digest)
+    assert len(digests) == 2
 
 
 def test_in_a_series_a_file_that_stays_is_read_once(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
