@@ -252,23 +252,8 @@ static long mapped(const long *a)
 	return count;
 }
 
-const struct verb memory_verbs[] = {{"map", map},
-				    {"map_name", map_name},
-				    {"unmap", unmap},
-				    {"protect", protect},
-				    {"store", store},
-				    {"look", look},
-				    {"advise", advise},
-				    {"move", move},
-				    {"heap", heap},
-				    {"poke", poke},
-				    {"mlock", lock},
-				    {"mapped", mapped},
-				    {"force", force},
-				    {"read_into", read_into},
-				    {"resize_map", resize},
-				    {"twice", twice},
-				    {"segment", segment},
-				    {"msync", sync_},
-				    {"lock_all", lock_all},
-				    {0}};
+const struct verb memory_verbs[] = {
+	{"map", map},	  {"map_name", map_name}, {"unmap", unmap}, {"protect", protect},     {"store", store},
+	{"look", look},	  {"advise", advise},	  {"move", move},   {"heap", heap},	      {"poke", poke},
+	{"mlock", lock},  {"mapped", mapped},	  {"force", force}, {"read_into", read_into}, {"resize_map", resize},
+	{"twice", twice}, {"segment", segment},	  {"msync", sync_}, {"lock_all", lock_all},   {0}};
