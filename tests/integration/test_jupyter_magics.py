@@ -60,6 +60,15 @@ def test_the_command(server: Server) -> None:
         assert "back at" in torpor("restore", kernel, "one")
         assert notebook.run("print(x)") == "1\n"
         assert "one" in torpor("checkpoints", "work.ipynb")
+        exported = server.root / "one.torpor"
+        assert f"exported to {exported}" in torpor("export", "work.ipynb", "one", str(exported))
+        server.ask("DELETE", f"api/kernels/{kernel}")
+        (made,) = [one for one in json.loads(torpor("checkpoints", kernel, "--json")) if one["name"] == "one"]
+        server.ask("DELETE", f"api/torpor/kernels/{kernel}/checkpoints/{made['id']}")
+        assert f"jupyter torpor fork {kernel[:8]}" in torpor("import", str(exported))
+        forked = json.loads(torpor("fork", kernel[:8], "one", "--json"))
+        with Notebook(server, forked["kernel"]["id"]) as fork:
+            assert fork.run("print(x)") == "1\n"
         assert "no kernel 'other'" in torpor("park", "other", code=11)
 
 

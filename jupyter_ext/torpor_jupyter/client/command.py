@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,12 +49,13 @@ def list_kernels(as_json: bool) -> None:
         print_json([kernel | {"server": server.url} for server, kernel in found])
         return
     table = Table(box=None, pad_edge=False)
-    for title in ("kernel", "state", "notebook", "server"):
+    for title in ("kernel", "state", "memory", "notebook", "server"):
         table.add_column(title)
     for server, kernel in found:
         paths = ", ".join(session["path"] or "" for session in kernel["sessions"])
         state = kernel["state"] if kernel["state"] == "parked" else kernel["execution_state"]
-        table.add_row(kernel["id"], state, printable(paths), server.url)
+        memory = readable(kernel["memory"]) if kernel["memory"] else ""
+        table.add_row(kernel["id"], state, memory, printable(paths), server.url)
     console().print(table)
 
 
@@ -136,6 +138,41 @@ def fork(kernel: str, checkpoint: str, path: str | None, files: str, as_json: bo
     chosen_path = {"path": path} if path else {}
     answer = found.post(f"checkpoints/{chosen}/fork", files_as_they_are=files == "as-they-are", **chosen_path)
     _tell(answer, as_json, f"kernel {answer['kernel']['id']}, notebook {answer['path']}")
+
+
+@cli.command("export")
+@kernel_argument
+@click.argument("checkpoint", default="latest")
+@click.argument("file", required=False)
+@command_options
+def export(kernel: str, checkpoint: str, file: str | None, as_json: bool) -> None:
+    """Write a checkpoint with its notebook to FILE, by default beside the notebook; its name ends in .torpor.
+
+    FILE holds all memory of the kernel, with its keys and passwords.
+    """
+    found = rest.find(kernel)
+    chosen = found.checkpoint(checkpoint)
+    chosen_path = {"path": rest.serving(file, found.server)[1]} if file else {}
+    answer = found.post(f"checkpoints/{chosen}/export", **chosen_path)
+    _tell(answer, as_json, f"exported to {os.path.join(found.server.root_dir, answer['path'])}")
+
+
+@cli.command("import")
+@click.argument("file")
+@command_options
+def import_(file: str, as_json: bool) -> None:
+    """Take a checkpoint from a FILE of `export` into the store, and write its notebook beside FILE.
+
+    A checkpoint is a program that will run as you: import only what comes from somebody whose programs you would run.
+    """
+    server, path = rest.serving(file)
+    answer = server.post("import", {"path": path})
+    _tell(
+        answer,
+        as_json,
+        f"imported checkpoint {answer['id']} of kernel {answer['kernel_id']}, notebook {answer['path']};"
+        f" `jupyter torpor fork {answer['kernel_id'][:8]}` wakes it",
+    )
 
 
 def _tell(answer: dict[str, Any], as_json: bool, words: str) -> None:

@@ -146,14 +146,25 @@ class KernelHandle:
 def find(name: str) -> KernelHandle:
     """Find a kernel by the beginning of its id, or by its notebook's path or file name.
 
+    If no kernel of a server is meant, find one that has ended, or was imported, and has checkpoints.
+
     Raises:
         NotFound: there is none, or more than one.
     """
-    found = []
-    for server, kernel in kernels():
-        paths = {path for session in kernel["sessions"] if (path := session["path"])}
-        if name in paths or name in map(os.path.basename, paths) or (name and kernel["id"].startswith(name)):
-            found.append(KernelHandle(server, kernel["id"], kernel["head"]))
+    everything = _reachable()
+    known = {
+        kernel["id"]: (KernelHandle(server, kernel["id"], kernel["head"]), [one["path"] for one in kernel["sessions"]])
+        for server, of_server in everything
+        for kernel in of_server
+    }
+    found = _meant(name, known)
+    if not found:
+        ended = {
+            made["kernel_id"]: (KernelHandle(server, made["kernel_id"], None), [made["path"]])
+            for server, _ in everything
+            for made in server.get("checkpoints")
+        }
+        found = _meant(name, ended)
     if len(found) == 1:
         return found[0]
     if found:
@@ -162,18 +173,49 @@ def find(name: str) -> KernelHandle:
     raise NotFound(f"no kernel {name!r}", advice="see `jupyter torpor list`")
 
 
+def _meant(name: str, known: dict[str, tuple[KernelHandle, list[str | None]]]) -> list[KernelHandle]:
+    """The kernels that a name may mean, by their ids and the paths of their notebooks."""
+    return [
+        kernel
+        for kernel, paths in known.values()
+        if name
+        and (kernel.id.startswith(name) or any(path and name in (path, os.path.basename(path)) for path in paths))
+    ]
+
+
 def kernels() -> list[tuple[JupyterServer, dict[str, Any]]]:
     """All kernels of this user's servers with Torpor. Raises NotFound if there is no such server."""
-    found, reachable, lost = [], False, []
+    return [(server, kernel) for server, found in _reachable() for kernel in found]
+
+
+def _reachable() -> list[tuple[JupyterServer, list[dict[str, Any]]]]:
+    """This user's servers with Torpor, and their kernels. Raises NotFound if there is none."""
+    found, lost = [], []
     for server in servers():
         try:
-            found += [(server, kernel) for kernel in server.get("kernels")]
-            reachable = True
+            found.append((server, server.get("kernels")))
         except TorporError as error:
             lost.append(f"{server.url}: {error}")
-    if not reachable:
+    if not found:
         raise NotFound("no Jupyter server with Torpor runs here", advice=FOUND_NOTHING, details="\n".join(lost))
     return found
+
+
+def serving(path: str, only: JupyterServer | None = None) -> tuple[JupyterServer, str]:
+    """The server (or `only` that one) below whose folder a file of this host is, and the file's path there.
+
+    Raises:
+        NotFound: it is below no server's folder.
+    """
+    whole = os.path.join(os.path.realpath(os.path.dirname(path) or "."), os.path.basename(path))
+    among = [only] if only else [server for server, _ in _reachable()]
+    roots = {server: os.path.realpath(server.root_dir) for server in among}
+    below = {server: root for server, root in roots.items() if os.path.commonpath([root, whole]) == root}
+    if not below:
+        folders = ", ".join(roots.values())
+        raise NotFound(f"{path} is not below the folder of a Jupyter server", advice=f"name a file below {folders}")
+    server = max(below, key=lambda one: len(below[one]))
+    return server, os.path.relpath(whole, below[server])
 
 
 def checkpoint_named(server: JupyterServer, kernel_id: str, name: str) -> dict[str, Any]:

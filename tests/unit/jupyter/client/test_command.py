@@ -18,7 +18,7 @@ from torpor_jupyter.client.command import cli, main
 
 KERNEL = {
     "id": "a1b2", "head": "20260102-000000000-def456", "state": "living", "execution_state": "idle",
-    "sessions": [{"path": "work.ipynb"}],
+    "sessions": [{"path": "work.ipynb"}], "memory": 3 << 20,
 }  # fmt: skip
 MADE = [
     {"id": "20260101-000000000-abc123", "name": "", "cell": "x = 1", "created_ns": time.time_ns(), "written": 2048},
@@ -33,11 +33,13 @@ class Asked:
         self.posts: list[tuple[str, Any]] = []
         self.answer: dict[str, Any] = {}
         self.status = 200
+        self.root = ""
 
 
 @pytest.fixture
 def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Asked]:
     made = Asked()
+    made.root = str(tmp_path)
 
     class Handler(BaseHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
@@ -58,7 +60,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Asked]:
             self._answer(made.status, made.answer)
 
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        known = {"url": f"http://127.0.0.1:{server.server_port}/", "token": "t", "root_dir": "/"}
+        known = {"url": f"http://127.0.0.1:{server.server_port}/", "token": "t", "root_dir": made.root}
         (tmp_path / "jpserver-1.json").write_text(json.dumps(known))
         monkeypatch.setattr(rest, "jupyter_runtime_dir", lambda: str(tmp_path))
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
@@ -76,7 +78,7 @@ def run(*words: str) -> str:
 
 def test_kernels_are_listed(asked: Asked) -> None:
     told = run("list")
-    assert all(word in told for word in ("a1b2", "idle", "work.ipynb", "http://127.0.0.1"))
+    assert all(word in told for word in ("a1b2", "idle", "3.0 MiB", "work.ipynb", "http://127.0.0.1"))
     (told_json,) = json.loads(run("list", "--json"))
     assert told_json["id"] == "a1b2" and told_json["server"].startswith("http://")
 
@@ -97,6 +99,10 @@ def test_checkpoints_are_listed_and_the_kernels_own_is_marked(asked: Asked) -> N
         (["resume", "a1", "--files", "as-they-are"], "resume", {"files_as_they_are": True}, {"pid": 7}, "process 7"),
         (["restore", "a1", "best", "--notebook"], "checkpoints/20260102-000000000-def456/restore",
          {"notebook": True, "files_as_they_are": False}, {"undo": "u"}, "def456; the state before is u"),
+        (["export", "a1", "best", "{root}/sub/best.torpor"], "checkpoints/20260102-000000000-def456/export",
+         {"path": "sub/best.torpor"}, {"path": "sub/best.torpor"}, "/sub/best.torpor"),
+        (["import", "{root}/best.torpor"], "/api/torpor/import", {"path": "best.torpor"},
+         {"path": "work.ipynb", "kernel_id": "a1b2c3d4-9", "id": "new"}, "`jupyter torpor fork a1b2c3d4` wakes it"),
         (["fork", "a1", "--path", "p.ipynb"], "checkpoints/20260102-000000000-def456/fork",
          {"files_as_they_are": False, "path": "p.ipynb"}, {"kernel": {"id": "k2"}, "path": "p.ipynb"}, "kernel k2"),
     ],
@@ -106,6 +112,7 @@ def test_what_a_command_asks_for(
     asked: Asked, words: list[str], path: str, body: dict[str, Any], answer: dict[str, Any], told: str
 ) -> None:
     asked.answer = answer
+    words = [word.replace("{root}", asked.root) for word in words]
     assert told in run(*words)
     assert json.loads(run(*words, "--json")) == answer
     assert asked.posts == [(path, body)] * 2

@@ -29,11 +29,14 @@ class Answers:
 
     def __init__(self) -> None:
         self.kernels: dict[str, list[dict[str, Any]] | TorporError] = {}
+        self.ended: list[dict[str, Any]] = []
 
     def get(self, server: JupyterServer, path: str) -> Any:
         """Answer in place of a server."""
         if path.endswith("/checkpoints"):
             return MADE
+        if path == "checkpoints":
+            return self.ended
         found = self.kernels[server.url]
         if isinstance(found, TorporError):
             raise found
@@ -103,3 +106,24 @@ def test_a_server_is_asked_although_its_process_cannot_be_seen(tmp_path: Path, m
     (tmp_path / "jpserver-1.json").write_text(json.dumps(told))
     assert rest.servers() == [JupyterServer("http://127.0.0.1:1/", "t", "/")]
     assert rest.server_of("a-b-c-d-e") is None, "one that was killed does not answer"
+
+
+def test_a_kernel_that_has_ended_is_found_by_its_checkpoints(answers: Answers) -> None:
+    answers.kernels["http://one/"] = [kernel("aaa", "work.ipynb")]
+    answers.ended = [{"kernel_id": id, "path": path} for id, path in [("bbb", "old.ipynb"), ("aaa", "work.ipynb")] * 2]
+    assert rest.find("old.ipynb").id == rest.find("bb").id == "bbb"
+    assert rest.find("aaa").id == "aaa"
+
+
+def test_the_server_that_has_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The nearest one, also by a path that goes through a link; a file that no server has is refused."""
+    (tmp_path / "home" / "work").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "home")
+    both = [JupyterServer(f"http://{name}/", "", str(tmp_path / name)) for name in ("home", "home/work")]
+    monkeypatch.setattr(rest, "servers", lambda: both)
+    monkeypatch.setattr(JupyterServer, "get", lambda server, path: [])
+    assert rest.serving(str(tmp_path / "link" / "work" / "x.torpor")) == (both[1], "x.torpor")
+    monkeypatch.chdir(tmp_path / "home")
+    assert rest.serving("x.torpor") == (both[0], "x.torpor")
+    with pytest.raises(NotFound, match="not below the folder"):
+        rest.serving(str(tmp_path / "x.torpor"))
