@@ -210,6 +210,22 @@ def test_the_panel_with_keyboard_and_screen_reader(server: Server) -> None:
         lab.shot("11-fork")
         lab.command("docmanager:save-all")
 
+        page.locator(".lm-TabBar-tabLabel", has_text="work.ipynb").last.click()
+        items.last.click(button="right")
+        page.locator(".lm-Menu-item", has_text="Export").click()
+        lab.notice("The checkpoint is in work-kernel1.torpor")
+        carried = next(one for one in server.get("api/torpor/checkpoints") if one["name"] == "begin")
+        server.ask("DELETE", f"api/torpor/kernels/{carried['kernel_id']}/checkpoints/{carried['id']}")
+        lab.command("filebrowser:refresh")
+        lab.command("filebrowser:activate")
+        page.locator(".jp-DirListing-item", has_text="work-kernel1.torpor").click(button="right")
+        page.locator(".lm-Menu-item", has_text="Import Kernel Checkpoint…").click()
+        dialog.get_by_text("a program that will run as you").wait_for()
+        lab.shot("21-import")
+        keys.press("Enter")
+        lab.notice("The checkpoint is imported")
+        page.locator(".jp-mod-current .lm-TabBar-tabLabel", has_text="work-imported1.ipynb").wait_for()
+
 
 def test_progress_cancelling_and_refusals_are_shown(server: Server) -> None:
     """What the browser shows; that the server gives up is tested with the server alone."""

@@ -204,11 +204,12 @@ export class Actions {
   }
 
   /** Take a checkpoint from such a file, and open its notebook. */
-  async import(): Promise<void> {
+  async import(path?: string): Promise<void> {
     const { trans } = this.words;
     const answer = await InputDialog.getText({
       title: trans.__('Import a kernel checkpoint'),
       label: trans.__('File, as the file browser has it. It is a program that will run as you.'),
+      text: path,
       placeholder: trans.__('folder/work-kernel1.torpor')
     });
     if (answer.button.accept && answer.value) {

@@ -1,5 +1,6 @@
 import { ILayoutRestorer, JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
 import { ICommandPalette, Notification } from '@jupyterlab/apputils';
+import { IFileBrowserFactory } from '@jupyterlab/filebrowser';
 import { INotebookTracker, NotebookActions, NotebookPanel } from '@jupyterlab/notebook';
 import { IRunningSessionManagers, IRunningSessions } from '@jupyterlab/running';
 import { ISettingRegistry } from '@jupyterlab/settingregistry';
@@ -38,6 +39,7 @@ const plugin: JupyterFrontEndPlugin<void> = {
   requires: [INotebookTracker],
   optional: [
     ICommandPalette,
+    IFileBrowserFactory,
     ILayoutRestorer,
     IRunningSessionManagers,
     ISettingRegistry,
@@ -51,6 +53,7 @@ function activate(
   app: JupyterFrontEnd,
   notebooks: INotebookTracker,
   palette: ICommandPalette | null,
+  browsers: IFileBrowserFactory | null,
   restorer: ILayoutRestorer | null,
   running: IRunningSessionManagers | null,
   registry: ISettingRegistry | null,
@@ -79,7 +82,7 @@ function activate(
   addKernelCommands(commands, actions, current, trans);
   addCheckpointCommands(commands, actions, model, trans);
   commands.addCommand('torpor:show', { label: trans.__('Show Kernel Checkpoints'), execute: show });
-  commands.addCommand('torpor:import', { label: trans.__('Import Kernel Checkpoint…'), execute: () => actions.import() });
+  addImport(app, browsers, actions, trans);
   if (palette) {
     const category = trans.__('Kernel Operations');
     for (const command of [...KERNEL_COMMANDS, 'torpor:show', 'torpor:import']) {
@@ -276,6 +279,35 @@ function addCheckpointCommands(
     checkpoint => actions.remove(checkpoint),
     checkpoint => !checkpoint.pinned && model.kernel(checkpoint.kernel_id)?.snapshot !== checkpoint.id
   );
+}
+
+/** Add the commands that import a checkpoint: from a file that is asked for, or the one selected in the file browser. */
+function addImport(
+  app: JupyterFrontEnd,
+  browsers: IFileBrowserFactory | null,
+  actions: Actions,
+  trans: TranslationBundle
+): void {
+  const { commands, docRegistry, serviceManager } = app;
+  const label = trans.__('Import Kernel Checkpoint…');
+  commands.addCommand('torpor:import', { label, execute: () => actions.import() });
+  // The context menu of the file browser has the second one for files of this type.
+  docRegistry.addFileType({
+    name: 'torpor-checkpoint',
+    displayName: trans.__('Kernel Checkpoint'),
+    extensions: ['.torpor'],
+    contentType: 'file',
+    fileFormat: 'base64',
+    icon: torporIcon
+  });
+  commands.addCommand('torpor:import-file', {
+    label,
+    icon: torporIcon,
+    execute: async () => {
+      const file = browsers?.tracker.currentWidget?.selectedItems().next().value;
+      await actions.import(file && serviceManager.contents.localPath(file.path));
+    }
+  });
 }
 
 /** List the parked kernels in the Running panel: a click opens the notebook. */

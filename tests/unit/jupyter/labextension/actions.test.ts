@@ -3,6 +3,7 @@ import { Refusal } from '../src/api';
 
 const mockAnswers: any[] = [];
 const mockDialogs: any[] = [];
+const mockAsked: any[] = [];
 const mockFollowed: { failure: string; message?: string; actions?: any[]; ways?: any[] }[] = [];
 jest.mock('@jupyterlab/apputils', () => ({
   Dialog: { cancelButton: () => 'cancel', okButton: () => 'ok', warnButton: () => 'warn' },
@@ -10,7 +11,12 @@ jest.mock('@jupyterlab/apputils', () => ({
     mockDialogs.push(options);
     return mockAnswers.shift();
   },
-  InputDialog: { getText: async () => mockAnswers.shift() }
+  InputDialog: {
+    getText: async (options: any) => {
+      mockAsked.push(options);
+      return mockAnswers.shift();
+    }
+  }
 }));
 jest.mock('@jupyterlab/cells', () => ({
   CodeCell: class {
@@ -115,7 +121,7 @@ class Rig {
 
 const yes = (value: object | null = null) => mockAnswers.push({ button: { accept: true }, value });
 const no = () => mockAnswers.push({ button: { accept: false }, value: null });
-beforeEach(() => [mockAnswers, mockDialogs, mockFollowed].forEach(one => one.splice(0)));
+beforeEach(() => [mockAnswers, mockAsked, mockDialogs, mockFollowed].forEach(one => one.splice(0)));
 
 test('the notebook is saved with its kernel', async () => {
   const rig = new Rig();
@@ -253,7 +259,8 @@ test('a checkpoint is carried in a file, and the notebook of one that comes is o
   expect(mockFollowed[0].message).toContain('work-kernel1.torpor');
   mockAnswers.push({ button: { accept: true }, value: 'a.torpor' }, { button: { accept: true }, value: '' });
   await rig.actions.import();
-  await rig.actions.import();
+  await rig.actions.import('b.torpor');
+  expect(mockAsked.map(({ text }) => text)).toEqual([undefined, 'b.torpor']);
   expect([rig.asked, rig.opened]).toEqual([[['export', 'a'], ['import', 'a.torpor']], ['work.ipynb']]);
 });
 
