@@ -6,6 +6,9 @@ a copy. Which of both it is, stat(2) tells of an open descriptor, or of the link
 kernel asks for CAP_CHECKPOINT_RESTORE. Without these, a file whose name is not found counts as gone, and a notice
 says so.
 
+Programs and libraries, which nobody writes, are searched for only in their directory: an upgrade removes many of them,
+and a copy lasts longer than the name of an old version.
+
 In maps, the device may be another one than in stat(2); a mapping that is treated here has that of stat(2), so that
 mappings and descriptors of one file are known as such.
 """
@@ -32,6 +35,15 @@ _SHM = b"/dev/shm/"
 _MOST = 2000
 """The most names to look at for a file that perhaps has none: the tree stands still meanwhile."""
 
+_PERHAPS = (
+    "the file has lost this name, and no other was found near the tree: a copy comes back. If it does have another name"
+)
+_UNSHARED = {
+    True: "what the job writes to it after a wake is not found there",
+    False: "what others write to it after a wake is not seen",
+}
+"""What a copy of a file would lack, by whether it is mapped shared."""
+
 _nowhere: set[Key] = set()
 """Files that were searched for in vain, not to be searched for again while a tree stands still."""
 
@@ -43,6 +55,8 @@ class MappedNames:
         self._tree = tree
         self._found: dict[Key, tuple[bytes, bytes]] = {}
         """By device and inode of maps: the name, and the device to know it by."""
+        self._code: dict[int, set[tuple[bytes, int]]] = {}
+        """Device and inode, by maps, of what each process may execute."""
         self.reasons: list[Reason] = []
         """Files that cannot be mapped again by a name, though they have one."""
         self.notices: list[str] = []
@@ -71,14 +85,16 @@ class MappedNames:
         status = self._status(pid, mapping)
         key = key_of(status) if status else (device_of(mapping), mapping.inode)
         device = b"%02x:%02x" % (os.major(key[0]), os.minor(key[0]))
-        name = self._name(mapping, key, status) if status is None or status.st_nlink else None
+        name = self._name(pid, mapping, key, status) if status is None or status.st_nlink else None
         if name is not None:
             return os.fsencode(name), device
         path = os.fsdecode(mapping.name)
         subject = f"{describe_process(pid)}, mapping {mapping.start:#x}-{mapping.end:#x} {path}"
         folder = os.path.dirname(path)
-        if not mapping.shared or (status and not status.st_nlink):
+        if status and not status.st_nlink:
             pass
+        elif not mapping.shared and (self._is_code(pid, mapping) or not os.access(folder, os.W_OK, effective_ids=True)):
+            pass  # nobody writes to it
         elif status:
             why = "the file has lost this name, and none of its others was found in or near the directories of the tree"
             self.reasons.append(Reason(subject, why, "link it into the directory where it was"))
@@ -86,11 +102,17 @@ class MappedNames:
             why = "the file has lost this name, and its directory, where it may have another, cannot be listed"
             self.reasons.append(Reason(subject, why, "let this user list the directory"))
         elif not mapping.name.startswith(_SHM):
-            self.notices.append(
-                f"{subject}: the file has lost this name, and no other was found near the tree: a copy comes back."
-                " If it does have another name, what the job writes to it after a wake is not found there"
-            )
+            self.notices.append(f"{subject}: {_PERHAPS}, {_UNSHARED[mapping.shared]}")
         return mapping.name, device
+
+    def _is_code(self, pid: int, mapping: Mapping) -> bool:
+        """Whether a file is a program or a library: mapped privately, and somewhere to be executed."""
+        if mapping.shared:
+            return False
+        if pid not in self._code:
+            maps = procfs.mappings(pid)
+            self._code[pid] = {(one.device, one.inode) for one in maps if one.inode and one.perms[2:3] == b"x"}
+        return (mapping.device, mapping.inode) in self._code[pid]
 
     def _status(self, pid: int, mapping: Mapping) -> os.stat_result | None:
         """The status of a mapped file; None if no way leads to it."""
@@ -100,14 +122,14 @@ class MappedNames:
                 return status
         return next((one.stat for one in self._tree.open_files if _is_file_of(one, mapping)), None)
 
-    def _name(self, mapping: Mapping, key: Key, status: os.stat_result | None) -> str | None:
+    def _name(self, pid: int, mapping: Mapping, key: Key, status: os.stat_result | None) -> str | None:
         """Another name of a mapped file; None if none was found."""
         path = os.fsdecode(mapping.name)
         keys = [key]
         with suppress(OSError):  # as on btrfs, if only maps tells the device
             keys.append((os.stat(os.path.dirname(path)).st_dev, key[1]))
         found = next((name for one in dict.fromkeys(keys) if (name := another_name(path, *one))), None)
-        if found is None and (status or (mapping.shared and key not in _nowhere)):
+        if found is None and (status or (key not in _nowhere and not self._is_code(pid, mapping))):
             names = inode_search.find(keys, self._tree, most=None if status else _MOST)
             found = next(iter(names.values()), None)
             if found is None and not status:

@@ -48,7 +48,16 @@ def main() -> None:
             os.link(first, last)
             first.unlink()
         ctypes.memmove(private + mmap.PAGESIZE, b"mine", 4)
+        first, last = HERE / "six", HERE / "private" / "seven"
+        fd = moved(first, last)
+        alone = mapped(fd, mmap.MAP_PRIVATE)
+        os.close(fd)
+        os.link(first, last)
+        first.unlink()
         ready_and_wait()
+        with last.open("r+b") as file:
+            file.write(b"by others")
+        same(ctypes.string_at(alone, 9), b"by others", "what the private mapping without a descriptor shows")
         for what, (_, last) in names.items():
             ctypes.memmove(shared[what], what.encode(), len(what))
             same(last.read_bytes()[: len(what)], what.encode(), f"the file {what}")

@@ -51,3 +51,33 @@ def test_a_name_that_is_not_found_is_a_reason_or_a_notice(tmp_path: Path, monkey
         assert not names.reasons + names.notices, "it has no name"
         assert len(shared)
     mapped_names._nowhere.clear()
+
+
+@pytest.mark.parametrize(("executable", "found"), [(False, True), (False, False), (True, False)])
+def test_of_private_mappings_data_is_searched_for_and_code_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executable: bool, found: bool
+) -> None:
+    """An upgrade removes many libraries, and old versions linked elsewhere do not last."""
+    first, second = tmp_path / "first", tmp_path / "folder" / "second"
+    second.parent.mkdir()
+    first.write_bytes(bytes(procfs.PAGE))
+    os.link(first, second)
+    monkeypatch.setattr(MappedNames, "_status", lambda *_: None)
+    searched: list[object] = []
+
+    def find(keys: list[tuple[int, int]], *_: object, **__: object) -> dict[tuple[int, int], str]:
+        searched.extend(keys)
+        return {keys[0]: str(second)} if found else {}
+
+    monkeypatch.setattr(inode_search, "find", find)
+    monkeypatch.setattr(mapped_names, "_nowhere", set())
+    prot = mmap.PROT_READ | (mmap.PROT_EXEC if executable else 0)
+    with open(first, "rb") as file, mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=prot) as private:
+        first.unlink()
+        names = MappedNames(GrabbedDescriptors([os.getpid()]))
+        (mapping,) = (one for one in procfs.mappings(os.getpid()) if one.name.startswith(os.fsencode(first)))
+        name = names.lasting(os.getpid(), mapping).name
+        assert name == (os.fsencode(second) if found else mapping.name)
+        assert bool(searched) is not executable
+        assert len(names.notices) == (not executable and not found)
+        assert len(private)
