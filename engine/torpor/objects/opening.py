@@ -53,6 +53,8 @@ class Opening:
     """To call when all descriptions are made."""
     stack: ExitStack = field(default_factory=ExitStack)
     """Resources that are needed until then."""
+    bound: dict[bytes, bytes] = field(default_factory=dict)
+    """Where the files of the tree's sockets are until all are made, by their paths."""
     to_watch: list[Callable[[], None]] = field(default_factory=list)
     """To call when all file names are as they should be."""
     when_built: list[Callable[[], None]] = field(default_factory=list)

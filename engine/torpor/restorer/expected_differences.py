@@ -21,7 +21,8 @@ from torpor.objects.paths.file_names import is_makeshift
 from torpor.objects.paths.opener import O_TMPFILE
 from torpor.objects.process.birth_order import OUTSIDE
 from torpor.objects.sockets import common
-from torpor.objects.sockets.tcp_connections import BEFORE_MPTCP_CONNECTS, IPPROTO_MPTCP
+from torpor.objects.sockets.tcp_connections import BEFORE_MPTCP_CONNECTS
+from torpor.objects.sockets.tcp_ports import IPPROTO_MPTCP
 
 Parents: TypeAlias = Callable[[Any, Any], Any]
 """Decides whether a difference is allowed, given the two messages that hold the field."""

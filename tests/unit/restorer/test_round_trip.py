@@ -13,7 +13,7 @@ import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from torpor.image import image_pb2 as pb
-from torpor.objects.sockets.tcp_connections import IPPROTO_MPTCP
+from torpor.objects.sockets.tcp_ports import IPPROTO_MPTCP
 from torpor.restorer.expected_differences import ALLOWED
 from torpor.restorer.round_trip import differences
 

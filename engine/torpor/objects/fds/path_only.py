@@ -2,7 +2,7 @@
 
 Kept: the path, the type, and the number of a device. The path is looked up again but not opened: this has no effect on
 a device, and no pipe gets a reader. A symbolic link must have the same target. The file of a socket of the tree is
-looked up when the restore has made it.
+looked up as soon as the restore has made it, before the descriptor is sent to a socket's queue.
 
 Refused: one that has no name any more.
 """
@@ -93,7 +93,7 @@ class NameOnly(Kind[bytes]):
     def make(self, description: Description, opening: Opening) -> int:
         """Look the path up again."""
         if _is_own_socket(description, opening.image):
-            opening.to_watch.append(partial(_find_later, opening.making, description, opening))
+            opening.later.append(partial(_find_later, opening.making, description, opening))
             return os.open("/", os.O_PATH | os.O_CLOEXEC)
         return _find(description, opening.opener)
 
@@ -108,17 +108,18 @@ def _is_own_socket(description: Description, image: Tree) -> bool:
 
 def _find_later(index: int, description: Description, opening: Opening) -> None:
     with naming(description):
-        fd = _find(description, opening.openers.description(index))
+        path = description.name.path
+        fd = _find(description, opening.openers.description(index), opening.bound.get(path, path))
     try:
         os.dup2(fd, opening.slots[index])
     finally:
         os.close(fd)
 
 
-def _find(description: Description, opener: Opener) -> int:
+def _find(description: Description, opener: Opener, at: bytes = b"") -> int:
     said = description.name
     kind = stat.S_IFMT(said.mode)
-    fd = opener.lookup(said.path, follow=not description.flags & os.O_NOFOLLOW)
+    fd = opener.lookup(at or said.path, follow=not description.flags & os.O_NOFOLLOW)
     found = os.fstat(fd)
     target = os.fsencode(os.readlink("", dir_fd=fd)) if stat.S_ISLNK(found.st_mode) else b""
     if (stat.S_IFMT(found.st_mode), found.st_rdev, target) != (kind, said.device, said.target):

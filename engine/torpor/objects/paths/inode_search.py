@@ -83,7 +83,7 @@ def _near(tree: GrabbedDescriptors) -> list[str]:
                     if part and len(part) < 4096:
                         found[os.path.normpath(os.path.join(here, os.fsdecode(part)))] = None
     for open_file in tree.open_files:
-        if open_file.link.startswith("/") and not open_file.link.startswith(("/dev/", "/proc/")):
+        if _may_be_near(open_file.link):
             found[open_file.link] = None
             found[os.path.dirname(open_file.link)] = None
     for pid in pids:
@@ -97,6 +97,11 @@ def _near(tree: GrabbedDescriptors) -> list[str]:
                         found[os.path.normpath(os.fsdecode(value))] = None
     above = (str(parent) for path in list(found) for parent in Path(path).parents)
     return [path for path in found if path != "/"] + sorted(set(above), key=len, reverse=True)
+
+
+def _may_be_near(path: str) -> bool:
+    """Whether a file that is open says where others may be: not a device, and not what /proc shows."""
+    return path.startswith("/dev/shm/") or (path.startswith("/") and not path.startswith(("/dev/", "/proc/")))
 
 
 def _meet(paths: Iterable[str], wanted: Set[Key]) -> dict[Key, str]:

@@ -66,7 +66,7 @@ OPTIONS: dict[int, dict[Key, int]] = {
     socket.AF_INET: tcp_connections.OPTIONS4,
     socket.AF_INET6: tcp_connections.OPTIONS6,
 }
-PROTOCOLS = (0, socket.IPPROTO_TCP, tcp_connections.IPPROTO_MPTCP)
+PROTOCOLS = (0, socket.IPPROTO_TCP, tcp_ports.IPPROTO_MPTCP)
 
 
 _SIOCATMARK = 0x8905
@@ -119,6 +119,8 @@ class TcpState:
     """The other end, if it is in the tree: the socket itself, if it is connected to itself."""
     waits: bool = False
     """Whether a listener of the tree has not accepted it yet."""
+    deferred: bool = False
+    """Whether the listener cannot accept it yet (TCP_DEFER_ACCEPT)."""
     unread: int = 0
     """Bytes that it has sent to that listener."""
     kept: str = ""
@@ -127,7 +129,7 @@ class TcpState:
     @property
     def mptcp(self) -> bool:
         """Whether it is MPTCP: then TCP_INFO describes its first subflow only."""
-        return self.socket.family.protocol == tcp_connections.IPPROTO_MPTCP
+        return self.socket.family.protocol == tcp_ports.IPPROTO_MPTCP
 
     @property
     def ends(self) -> tuple[Address, Address]:
@@ -253,6 +255,7 @@ class Tcp(Kind[TcpState]):
             tcp.shut_read = hung_up and not _ended(state.peer.state)
             tcp.shut_write = _ended(state)
         elif tcp.state == TcpSocket.PENDING:
+            tcp.deferred = state.deferred
             tcp.shut_read = hung_up
             tcp.shut_write = state.info.state in WE_ENDED
 
@@ -323,8 +326,8 @@ def _find_waiting(mine: list[OpenFile[TcpState]]) -> None:
     found = tcp_backlog.waiting() if alone else {}
     for state in alone:
         here, there = state.ends
-        unread = found.get((there[:2], here[:2]))
-        state.waits, state.unread = unread is not None, unread or 0
+        if (one := found.get((there[:2], here[:2]))) is not None:
+            state.waits, state.unread, state.deferred = True, one.received, one.deferred
 
 
 def choose_for_repair(tree: GrabbedDescriptors) -> None:

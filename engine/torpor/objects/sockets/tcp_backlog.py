@@ -29,12 +29,23 @@ class _Row(NamedTuple):
     inode: int
 
 
-def waiting() -> dict[tuple[Place, Place], int]:
-    """The connections that were not accepted, as (listener's end, other end), with the bytes received on each."""
+class Waiting(NamedTuple):
+    """A connection that was not accepted."""
+
+    received: int
+    """Bytes."""
+    deferred: bool
+    """Whether it cannot be accepted yet, as with TCP_DEFER_ACCEPT before its first byte."""
+
+
+def waiting() -> dict[tuple[Place, Place], Waiting]:
+    """The connections that were not accepted, by (listener's end, other end)."""
     # A FIN counts as a byte; before the handshake is complete the number means something else.
     beside = {int(State.ESTABLISHED): 0, int(State.CLOSE_WAIT): 1}
     return {
-        (row.local, row.remote): row.received - beside[row.state] if row.state in beside else 0
+        (row.local, row.remote): Waiting(
+            row.received - beside[row.state] if row.state in beside else 0, row.state == State.SYN_RECV
+        )
         for row in _rows()
         if row.inode == 0 and row.state in (*beside, State.SYN_RECV)
     }

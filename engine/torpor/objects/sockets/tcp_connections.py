@@ -32,8 +32,8 @@ from torpor.objects.opening import Opening, naming
 from torpor.objects.sockets import addresses, buffers, common, tcp_flow, tcp_ports, tcp_repair
 from torpor.objects.sockets.addresses import Address
 from torpor.objects.sockets.common import Key
+from torpor.objects.sockets.tcp_ports import IPPROTO_MPTCP
 
-IPPROTO_MPTCP = 262
 IPV6 = 6
 OPTIONS4: dict[Key, int] = {**common.GENERAL, **common.TCP}
 OPTIONS6: dict[Key, int] = {**OPTIONS4, **common.TCP6}
@@ -49,11 +49,13 @@ BEFORE_MPTCP_CONNECTS: frozenset[Key] = frozenset(
     }
 )
 """Options that are fixed once MPTCP is connected (net/mptcp/sockopt.c): they do not matter any more."""
+DEFER: Key = (socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT)
 AT_LAST: frozenset[Key] = tcp_ports.REUSES | {
+    DEFER,
     (socket.IPPROTO_IP, 21),  # IP_MINTTL
     (socket.IPPROTO_IPV6, 73),  # IPV6_MINHOPCOUNT
 }
-"""Options of listeners that would keep their own unaccepted connections away."""
+"""Options of listeners that would keep their own unaccepted connections away, or keep them from being accepted."""
 MANY = 4096
 """A backlog above the tree's unaccepted connections, and above those that come from outside at a restore."""
 
@@ -134,10 +136,13 @@ def open_all(mine: dict[int, Description], opening: Opening) -> None:
                     continue
                 elif description.tcp.state in (TcpSocket.OUTSIDE, TcpSocket.ENDED):
                     _open_end(making, index, description.tcp)
-        for index, description in mine.items():  # from now on nothing may be accepted
-            if description.tcp.state == TcpSocket.PENDING:
-                with naming(description):
-                    _open_pending(making, index, description.tcp)
+        for deferred in (False, True):  # from now on nothing may be accepted
+            if deferred:
+                _set_deferring(making)
+            for index, description in mine.items():
+                if description.tcp.state == TcpSocket.PENDING and description.tcp.deferred == deferred:
+                    with naming(description):
+                        _open_pending(making, index, description.tcp)
         for tcp, sock in making.own:
             sock.listen(tcp.backlog)
         for index, description in mine.items():
@@ -169,6 +174,8 @@ def _open_bound(making: _Making) -> None:
     """Bind all sockets before any listens: a listening socket keeps others from its port."""
     alone = {index: one for index, one in making.mine.items() if one.tcp.state in tcp_ports.BOUND}
     shared = tcp_ports.shared(one.tcp for one in alone.values())
+    pending = [one.tcp for one in making.mine.values() if one.tcp.state == TcpSocket.PENDING]
+    awaited = {addresses.address(tcp.remote).port for tcp in pending}
     made: dict[int, socket.socket] = {}
     for index, description in alone.items():
         tcp = description.tcp
@@ -177,13 +184,14 @@ def _open_bound(making: _Making) -> None:
                 socket.socket(tcp.family, socket.SOCK_STREAM, tcp.protocol)
             )
             where = addresses.address(tcp.local)
+            later = tcp_ports.AFTER_CONNECTING if where.port in awaited else frozenset()
             if where.port or tcp.state == TcpSocket.LISTEN:
                 share = where.port in shared or tcp_ports.has_option(tcp, tcp_ports.REUSE_PORT)
-                tcp_ports.bind(sock, tcp, where, share=share)
+                tcp_ports.bind(sock, tcp, where, share=share, but=later)
             else:
                 tcp_ports.set_early(sock, tcp)
             # Sockets that a listener accepts at once inherit its options; listen() checks the port once more.
-            _set_options(sock, tcp, AT_LAST)
+            _set_options(sock, tcp, AT_LAST | later)
     for index, description in alone.items():
         if description.tcp.state == TcpSocket.LISTEN:
             with naming(description):
@@ -377,9 +385,18 @@ def _set_options(sock: socket.socket, tcp: TcpSocket, but: frozenset[Key] = froz
 
 
 def _set_last_options(sock: socket.socket, tcp: TcpSocket) -> None:
-    """Set those in AT_LAST."""
-    found = [option for option in tcp.options if (option.level, option.name) in AT_LAST]
-    common.set_options(sock, found, dict.fromkeys(AT_LAST, 4), _fixed(tcp))
+    """Set those in AT_LAST, and the others that wait for connections."""
+    wanted = {key: common.OPTIONS[key] for key in AT_LAST | tcp_ports.AFTER_CONNECTING}
+    found = [option for option in tcp.options if (option.level, option.name) in wanted]
+    common.set_options(sock, found, wanted, _fixed(tcp))
+
+
+def _set_deferring(making: _Making) -> None:
+    """Let listeners defer connections (TCP_DEFER_ACCEPT) as before."""
+    for tcp, sock in making.own:
+        for option in tcp.options:
+            if (option.level, option.name) == DEFER:
+                common.set_option(sock, DEFER, option.value)
 
 
 def _fixed(tcp: TcpSocket) -> frozenset[Key]:

@@ -21,6 +21,7 @@ from torpor.objects.sockets import addresses, common, port_holders
 from torpor.objects.sockets.addresses import Address
 from torpor.objects.sockets.common import Key
 
+IPPROTO_MPTCP = 262
 REUSE: Key = (socket.SOL_SOCKET, socket.SO_REUSEADDR)
 REUSE_PORT: Key = (socket.SOL_SOCKET, socket.SO_REUSEPORT)
 REUSES = frozenset({REUSE, REUSE_PORT})
@@ -41,6 +42,10 @@ EARLY = FIXED | {FREEBIND, TRANSPARENT, DEVICE, FAST_OPEN, NO_COOKIE, (socket.SO
 """Options that are set first: they determine which addresses a socket may have, or are refused once it is connected
 (net/ipv4/tcp.c, do_tcp_setsockopt). If a receive buffer's size is set later, it does not limit the windows that were
 announced to the peer, and data is dropped.
+"""
+AFTER_CONNECTING: frozenset[Key] = frozenset({DEVICE})
+"""Those of EARLY that are set when the connections within the tree are made: these lead through the loopback, and were
+made before the program chose another device.
 """
 RESET = struct.pack("ii", 1, 0)
 """struct linger: with it, close() resets the connection (socket(7))."""
@@ -163,23 +168,34 @@ def connect(tcp: TcpSocket, here: Address, there: Address, patience: float = 2.0
     return sock
 
 
-def bind(sock: socket.socket, tcp: TcpSocket, where: Address, *, share: bool) -> None:
+def bind(
+    sock: socket.socket, tcp: TcpSocket, where: Address, *, share: bool, but: frozenset[Key] = frozenset()
+) -> None:
     """Bind to a port, even if closed connections still hold it. The caller must restore the options that this sets.
+
+    Args:
+        sock: a new socket.
+        tcp: what it was.
+        where: its address.
+        share: whether others have the port, too.
+        but: options that are set later.
 
     Raises:
         OSError: the kernel refuses.
     """
-    set_early(sock, tcp)
+    set_early(sock, tcp, but)
     sock.setsockopt(*REUSE, 1)
     if share:
         sock.setsockopt(*REUSE_PORT, 1)
     sock.bind(addresses.for_python(where, tcp.family))
 
 
-def set_early(sock: socket.socket, tcp: TcpSocket) -> None:
-    """Set the options that must be set before a socket has an address."""
+def set_early(sock: socket.socket, tcp: TcpSocket, but: frozenset[Key] = frozenset()) -> None:
+    """Set the options that must be set before a socket has an address, except those in `but`."""
+    if tcp.state in CONNECTING and tcp.protocol != IPPROTO_MPTCP:  # connected, MPTCP takes none any more
+        but |= AFTER_CONNECTING
     for option in tcp.options:
-        if (option.level, option.name) in EARLY:
+        if (option.level, option.name) in EARLY - but:
             common.set_option(sock, (option.level, option.name), option.value)
 
 

@@ -263,6 +263,7 @@ class Named:
             if unix_paths.path_of(unix):
                 _clear(unix, opener)
             self._at[index] = self._bound.bind(sock, unix, opener)
+            self.opening.bound[unix_paths.path_of(unix)] = self._at[index]
             common.set_options(sock, unix.options, OPTIONS)
         if unix.listening:
             sock.listen(unix.backlog)

@@ -162,9 +162,11 @@ class Bound:
         path = path_of(unix)
         if not path:
             return self._bind_nameless(sock, unix, opener)
-        home = os.path.dirname(path)
+        home, directory = os.path.dirname(path), unix.directory or os.path.dirname(path)
         try:
-            at = self._bind_at(sock, unix.name, unix.directory or home, opener)
+            if unix.moved and not _on_one_mount(home, os.path.dirname(os.path.join(directory, unix.name)), opener):
+                raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+            at = self._bind_at(sock, unix.name, directory, opener)
         except OSError:
             if not unix.moved:
                 raise
@@ -280,6 +282,21 @@ class Bound:
             opener, path = self._folders.pop()
             with suppress(OSError):  # somebody has put something there
                 opener.rmdir(path)
+
+
+def _on_one_mount(one: bytes, other: bytes, opener: Opener) -> bool:
+    """Whether a file can be moved from one directory to another (rename(2))."""
+    if one == other:
+        return True
+    mounts = set()
+    for path in (one, other):
+        directory = opener.enter(path)
+        try:
+            info = procfs.read(f"/proc/self/fdinfo/{directory}")
+        finally:
+            os.close(directory)
+        mounts.add(next(line for line in info.splitlines() if line.startswith(b"mnt_id:")))
+    return len(mounts) == 1
 
 
 def connect(sock: socket.socket, name: bytes) -> None:

@@ -113,9 +113,20 @@ def main() -> None:
     alone.setsockopt(*ADDRESS, 0)
     (unwilling_ones, pairs), (sharing, more) = unwilling(), shared()
     pairs += [*more, through_a_closed_one(), through_a_closed_one()[::-1], to_itself()]
+    generous, strict = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
+    strict.setsockopt(*DEFER, 600)
+    waiting, silent = (socket.create_connection(one.getsockname()) for one in (generous, strict))
+    generous.setsockopt(*DEFER, 600)
     early = [socket.create_connection(groups[3][1].getsockname()) for _ in range(4)]
     groups[3][1].listen(0)  # fewer than wait already
-    everything = [*(one for group in (*groups, *pairs) for one in group), alone, *unwilling_ones, *sharing]
+    everything = [
+        *(one for group in (*groups, *pairs) for one in group),
+        alone,
+        *unwilling_ones,
+        *sharing,
+        generous,
+        strict,
+    ]
     before = [*map(numbers, everything)]
     ready_and_wait()
 
@@ -135,6 +146,15 @@ def main() -> None:
                     with suppress(BlockingIOError):
                         listener.accept()[0].close()
                         taken += 1
+    generous.settimeout(100)
+    same(generous.accept()[1], waiting.getsockname(), "who came before the listener deferred")
+    strict.setblocking(False)
+    with suppress(BlockingIOError):
+        strict.accept()
+        expect(False, "who has sent nothing is accepted by a listener that defers")
+    silent.sendall(b"now")
+    strict.settimeout(100)
+    same(strict.accept()[0].recv(10), b"now", "who has sent something by now")
     accepted = [groups[3][1].accept()[0] for _ in early]
     same({one.getpeername() for one in accepted}, {one.getsockname() for one in early}, "who waited to be accepted")
     for group in groups[1:3]:

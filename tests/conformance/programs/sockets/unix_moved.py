@@ -1,8 +1,10 @@
 """Unix sockets whose files are elsewhere than their names say: relative, renamed, linked, removed, another's by now."""
 
 import os
+import shutil
 import signal
 import socket
+import tempfile
 
 from ready import HERE, expect, judge, ready_and_wait, same
 
@@ -64,6 +66,12 @@ def main() -> None:
     writer.send(b"before")
     if os.geteuid() == 0:
         os.chown("here", 4711, 4712)
+    elsewhere = tempfile.mkdtemp(dir="/dev/shm")  # another file system, with a directory that was the current one
+    held = os.open(elsewhere, os.O_PATH)
+    os.chdir(elsewhere)
+    abroad = bound("abroad")
+    os.rename("abroad", "moved")
+    os.chdir(HERE)
     child = os.fork()  # it stays here, so that relative names can be found
     if child == 0:
         signal.pause()
@@ -84,6 +92,7 @@ def main() -> None:
         strict,
         mailbox,
         writer,
+        abroad,
     ]
     everything += [came_with[1], alone[1], went_with[1], mine[1]]
     names = [one.getsockname() for one in everything]
@@ -95,7 +104,7 @@ def main() -> None:
     same([client.getpeername() for client, _ in (came_with, went_with, mine)], peers, "names of the other ends")
     same({name: (found.st_mode, found.st_uid, found.st_gid) for name, found in stats().items()}, files, "files")
     os.chdir(HERE)
-    late = ((robbed, "robbed"), (inside, "after/inside"), (away, "away"))
+    late = ((abroad, f"{elsewhere}/moved"), (robbed, "robbed"), (inside, "after/inside"), (away, "away"))
     for listener, name in (
         (here, "here"),
         (up, "up"),
@@ -108,6 +117,8 @@ def main() -> None:
         client, server = connection(listener, name)
         client.sendall(b"new")
         same(server.recv(10), b"new", f"a new connection to {name}")
+    shutil.rmtree(elsewhere)
+    os.close(held)
     os.chdir(LONG)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)

@@ -29,7 +29,8 @@ def place(name: tuple[str, int]) -> Place:
 def found(listener: socket.socket, client: socket.socket) -> int | None:
     """The bytes that the kernel says were received on a client's connection; None if it is not listed."""
     mine = place(client.getsockname()[:2])
-    return tcp_backlog.waiting().get(((mine[0], listener.getsockname()[1]), mine))
+    one = tcp_backlog.waiting().get(((mine[0], listener.getsockname()[1]), mine))
+    return one and one.received
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -87,3 +88,13 @@ def test_a_host_without_ipv6_has_those_of_ipv4(monkeypatch: pytest.MonkeyPatch) 
         closing(socket.create_connection(listener.getsockname())) as client,
     ):
         assert found(listener, client) == 0
+
+
+def test_a_connection_without_a_byte_is_deferred() -> None:
+    with closing(listening("127.0.0.1")) as listener:
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 600)
+        with closing(socket.create_connection(listener.getsockname())) as client:
+            ends = ((place(client.getsockname())[0], listener.getsockname()[1]), place(client.getsockname()))
+            assert tcp_backlog.waiting()[ends] == (0, True)
+            client.send(b".")
+            until(lambda: tcp_backlog.waiting()[ends] == (1, False))

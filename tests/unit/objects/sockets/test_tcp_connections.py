@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
 from collections.abc import Callable
 
 import pytest
 
-from torpor.image.image_pb2 import TcpSocket
-from torpor.objects.sockets import tcp_connections
+from torpor import procfs
+from torpor.dump.own_namespaces import OwnNamespaces
+from torpor.image.image_pb2 import Description, TcpSocket, Tree
+from torpor.objects.fds import descriptors
+from torpor.objects.sockets import common, tcp_connections
+from torpor.probe import probe
+from torpor.remote.children import forked
+
+SKIPPED = 77
 
 
 def name(port: int, host: str = "127.0.0.1") -> bytes:
@@ -66,3 +75,31 @@ def test_what_no_checkpoint_writes_is_refused(act: Callable[[dict[int, TcpSocket
     mine = pair()
     act(mine)
     assert any(text.startswith(words) for text in why(mine)), why(mine)
+
+
+@pytest.mark.skipif(not (procfs.is_root() or probe().user_namespaces), reason="this user may have no network")
+def test_a_listener_that_was_given_another_device_since_has_its_waiting_connection() -> None:
+    device = b"torpor0"
+    listener, client = (Description(flags=os.O_RDWR) for _ in range(2))
+    listener.tcp.MergeFrom(TcpSocket(family=2, protocol=6, state=TcpSocket.LISTEN, local=name(3000), backlog=3))
+    client.tcp.MergeFrom(TcpSocket(family=2, protocol=6, state=TcpSocket.PENDING, local=name(40000), remote=name(3000)))
+    for one in (listener, client):
+        one.tcp.options.add(level=socket.SOL_SOCKET, name=socket.SO_BINDTODEVICE, value=device + b"\0")
+    image = Tree(descriptions=[listener, client])
+
+    def make() -> None:
+        OwnNamespaces()
+        words = ["ip", "link", "add", device.decode(), "type", "veth", "peer", "name", "torpor1"]
+        if subprocess.run(words, check=False, stderr=subprocess.DEVNULL).returncode:
+            os._exit(SKIPPED)
+        with descriptors.open_all(image, lambda _: -1, ()) as opened:
+            with socket.socket(fileno=os.dup(opened.slots[0])) as made:
+                assert made.accept()[1] == ("127.0.0.1", 40000)
+            for slot in opened.slots.values():
+                assert common.getsockopt(slot, socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16) == device + b"\0"
+            os._exit(0)
+
+    ended = os.waitstatus_to_exitcode(os.waitpid(forked(make), 0)[1])
+    if ended == SKIPPED:
+        pytest.skip("this kernel has no veth devices")
+    assert ended == 0
