@@ -52,6 +52,8 @@ class Holding:
         self.scheduler = plugin.scheduler
         self.seconds = seconds
         self._holds: dict[str, Hold] = {}
+        self._names: dict[str, object] = {}
+        """The names of the workers, by address."""
         self._returns: dict[str, int] = {}
         """How often each worker process has come back, by Dask's id of it."""
         self.scheduler.handlers["torpor_rejoin"] = self.rejoin
@@ -63,7 +65,7 @@ class Holding:
 
         A key whose result is stored is held only while there is no other worker to load it.
         """
-        hold = self._holds.get(msg["worker"]) or Hold(msg["worker"])
+        hold = self._holds.get(msg["worker"]) or Hold(msg["worker"], self._names.pop(msg["worker"], None))
         if msg["expected"]:
             self._end(hold)
             return list(lost)
@@ -75,12 +77,14 @@ class Holding:
                 rest.append(task)
             else:
                 self._hold(task, hold, running=False)
-        for key in msg["processing-tasks"]:
-            task = self.scheduler.tasks[key]
+        tasks = [self.scheduler.tasks[key] for key in msg["processing-tasks"]]
+        ran = self._may_have_run(tasks)
+        for task in tasks:
+            key = task.key
             if (loading := self.plugin.loading.get(key)) and loading.held:
                 loading.held.hold = hold  # it was back, and is lost again
                 task.worker_restrictions = {hold.worker}
-            elif not loading and task.state == "processing" and self._ran(task) and self._may_be_held(task):
+            elif not loading and task in ran and self._may_be_held(task):
                 self._hold(task, hold, running=True)
         if held := self._of(hold):
             self._holds[hold.worker] = hold
@@ -93,12 +97,23 @@ class Holding:
             return False
         return task.run_spec is not None or means_its_content(task.key)
 
-    def _ran(self, task: TaskState) -> bool:
-        """Tell whether a worker had started a task: by its last heartbeat, or since it had all inputs and a thread."""
-        worker = task.processing_on
-        if worker is None or not worker.needs_what.keys().isdisjoint(task.dependencies):
-            return False
-        return task in worker.executing or len(worker.processing) <= worker.nthreads
+    def _may_have_run(self, tasks: Iterable[TaskState]) -> set[TaskState]:
+        """Give those of a lost worker's tasks that it may have been running.
+
+        Those are the tasks that it ran at its last heartbeat, and those that it has begun since: the next ones, by
+        priority, of those that had all inputs.
+        """
+        ready = [
+            task
+            for task in tasks
+            if task.state == "processing"
+            and (worker := task.processing_on) is not None
+            and worker.needs_what.keys().isdisjoint(task.dependencies)
+        ]
+        ready.sort(key=lambda task: task.priority or ())
+        known = [task for task in ready if task.processing_on and task in task.processing_on.executing]
+        threads = max((task.processing_on.nthreads for task in ready if task.processing_on), default=0)
+        return {*known, *ready[:threads]}
 
     def _hold(self, task: TaskState, hold: Hold, *, running: bool) -> None:
         restrictions = (task.worker_restrictions, task.host_restrictions, task.loose_restrictions)
@@ -181,8 +196,15 @@ class Holding:
         logger.info("%s is back as %s, with %d held keys", old, new, len(keep))
         return {"answer": "welcome", "keep": keep}
 
-    def on_registered(self, worker: str) -> None:
-        """Tell a worker that is back to drop the keys that were given back to Dask since it asked."""
+    def on_registered(self, worker: str, name: object) -> None:
+        """Tell a worker that is back to drop the keys that were given back to Dask since it asked.
+
+        If another process has the name of a lost worker, that worker's job has begun anew: it will not be woken.
+        """
+        self._names[worker] = name
+        for other in [one for one in self._holds.values() if one.name == name and one.worker != worker]:
+            logger.info("a new process is %s now: %s will not be woken", name, other.worker)
+            self._end(other)
         if not (hold := self._holds.get(worker)):
             return
         stimulus = f"torpor-rejoin-{time.time()}"

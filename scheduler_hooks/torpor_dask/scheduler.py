@@ -259,7 +259,7 @@ class Resume(SchedulerPlugin):
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         """Handle a worker that is back, before Dask assigns it tasks."""
         if self.holding:
-            self.holding.on_registered(worker)
+            self.holding.on_registered(worker, scheduler.workers[worker].name)
 
     def _restarting(self, worker: str) -> list[TaskState]:
         """Give the input tasks of P2P shuffles that Dask will restart: these need their inputs again."""

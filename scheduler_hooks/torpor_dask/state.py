@@ -23,6 +23,8 @@ class Hold:
 
     worker: str
     """The address under which the worker may come back."""
+    name: object
+    """Its name; None if it is not known."""
     until: asyncio.TimerHandle | None = None
     over: bool = False
     promised: tuple[Key, ...] = ()

@@ -6,8 +6,8 @@ import asyncio
 from typing import Any
 
 import pytest
-from distributed import Reschedule
-from distributed.scheduler import TaskState
+from distributed import Reschedule, Status
+from distributed.scheduler import TaskState, WorkerState
 
 from tests.unit.dask.real_scheduler import kept, running, task
 from torpor.store import Store
@@ -115,3 +115,46 @@ def test_what_others_can_load_and_what_cannot_be_held_is_not_waited_for(store: S
             assert lost(hook, stored)[1] == [], "while nobody is there to load it"
 
     asyncio.run(loaded())
+
+
+def test_a_new_process_under_the_name_of_a_lost_worker_ends_the_wait(store: Store) -> None:
+    """A job that begins anew, instead of being woken, takes the name that dask-jobqueue has given it."""
+
+    async def anew() -> None:
+        async with running(store, hold="1 hour") as hook:
+            one, two = task(hook, "one"), task(hook, "two")
+            assert hook.holding
+            hook.holding.on_registered(OLD, "cluster-0")
+            hook.holding.on_registered("tcp://10.0.0.3:3", "cluster-1")
+            lost(hook, one)
+            hook.holding.on_registered("tcp://10.0.0.4:4", "cluster-2")
+            assert list(hook.loading) == ["one"]
+            hook.holding.on_registered(NEW, "cluster-0")
+            assert (hook.loading, one.worker_restrictions) == ({}, None)
+            lost(hook, two)
+            await back(hook, ("two", 7))
+            hook.holding.on_registered(NEW, "cluster-0")
+            assert list(hook.loading) == ["two"], "the worker itself is back"
+
+    asyncio.run(anew())
+
+
+def test_what_a_lost_worker_has_begun_since_its_last_heartbeat_waits_for_it(store: Store) -> None:
+    async def begun() -> None:
+        async with running(store, hold="1 hour") as hook:
+            worker = WorkerState(
+                address=OLD, status=Status.running, pid=1, name="w", nthreads=2, memory_limit=0, local_directory="",
+                nanny="", server_id="w", services={}, versions={}, extra={}, scheduler=hook.scheduler,
+            )  # fmt: skip
+            tasks = [task(hook, f"task {number}") for number in range(6)]
+            remote = task(hook, "input")
+            for number, one in enumerate(tasks):
+                one.state, one.priority, one.processing_on = "processing", (number,), worker
+            tasks[1].add_dependency(remote)
+            worker.needs_what[remote] = 1
+            worker.executing[tasks[4]] = 1.0
+            assert hook.holding
+            ran = hook.holding._may_have_run(reversed(tasks))
+            assert ran == {tasks[0], tasks[2], tasks[4]}, "1 waits for its input, and two run at once"
+
+    asyncio.run(begun())
