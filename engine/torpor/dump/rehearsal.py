@@ -133,7 +133,8 @@ def _only_sockets(image: pb.Tree) -> pb.Tree:
         getattr(copy, kind).CopyFrom(getattr(one, kind))
         if kind == "tcp":
             copy.tcp.kept = ""
-        elif kind == "unix" and one.unix.connected_to not in names:  # validated with the socket of that name itself
+        elif kind == "unix" and not one.unix.closed_there and one.unix.connected_to not in names:
+            # Validation has tried it with the socket of that name.
             copy.unix.connected_to = b""
     return tree
 

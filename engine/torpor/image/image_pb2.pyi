@@ -991,7 +991,7 @@ class Epoll(_message.Message):
     def __init__(self, watches: _Optional[_Iterable[_Union[Epoll.Watch, _Mapping]]] = ..., busy_poll: _Optional[bytes] = ...) -> None: ...
 
 class UnixSocket(_message.Message):
-    __slots__ = ("type", "peer", "has_peer", "messages", "shut_read", "shut_write", "options", "peer_gone", "reset", "name", "listening", "backlog", "mode", "connected_to", "under_way", "senders", "pending", "is_pending", "moved", "path", "directory", "owner", "inode")
+    __slots__ = ("type", "peer", "has_peer", "messages", "shut_read", "shut_write", "options", "peer_gone", "reset", "name", "listening", "backlog", "mode", "connected_to", "under_way", "senders", "pending", "is_pending", "moved", "path", "directory", "owner", "inode", "closed_there")
     class Owner(_message.Message):
         __slots__ = ("uid", "gid")
         UID_FIELD_NUMBER: _ClassVar[int]
@@ -1022,6 +1022,7 @@ class UnixSocket(_message.Message):
     DIRECTORY_FIELD_NUMBER: _ClassVar[int]
     OWNER_FIELD_NUMBER: _ClassVar[int]
     INODE_FIELD_NUMBER: _ClassVar[int]
+    CLOSED_THERE_FIELD_NUMBER: _ClassVar[int]
     type: int
     peer: int
     has_peer: bool
@@ -1045,7 +1046,8 @@ class UnixSocket(_message.Message):
     directory: bytes
     owner: UnixSocket.Owner
     inode: int
-    def __init__(self, type: _Optional[int] = ..., peer: _Optional[int] = ..., has_peer: bool = ..., messages: _Optional[_Iterable[bytes]] = ..., shut_read: bool = ..., shut_write: bool = ..., options: _Optional[_Iterable[_Union[SockOpt, _Mapping]]] = ..., peer_gone: bool = ..., reset: bool = ..., name: _Optional[bytes] = ..., listening: bool = ..., backlog: _Optional[int] = ..., mode: _Optional[int] = ..., connected_to: _Optional[bytes] = ..., under_way: _Optional[_Iterable[_Union[UnderWay, _Mapping]]] = ..., senders: _Optional[_Iterable[bytes]] = ..., pending: _Optional[_Iterable[int]] = ..., is_pending: bool = ..., moved: bool = ..., path: _Optional[bytes] = ..., directory: _Optional[bytes] = ..., owner: _Optional[_Union[UnixSocket.Owner, _Mapping]] = ..., inode: _Optional[int] = ...) -> None: ...
+    closed_there: bool
+    def __init__(self, type: _Optional[int] = ..., peer: _Optional[int] = ..., has_peer: bool = ..., messages: _Optional[_Iterable[bytes]] = ..., shut_read: bool = ..., shut_write: bool = ..., options: _Optional[_Iterable[_Union[SockOpt, _Mapping]]] = ..., peer_gone: bool = ..., reset: bool = ..., name: _Optional[bytes] = ..., listening: bool = ..., backlog: _Optional[int] = ..., mode: _Optional[int] = ..., connected_to: _Optional[bytes] = ..., under_way: _Optional[_Iterable[_Union[UnderWay, _Mapping]]] = ..., senders: _Optional[_Iterable[bytes]] = ..., pending: _Optional[_Iterable[int]] = ..., is_pending: bool = ..., moved: bool = ..., path: _Optional[bytes] = ..., directory: _Optional[bytes] = ..., owner: _Optional[_Union[UnixSocket.Owner, _Mapping]] = ..., inode: _Optional[int] = ..., closed_there: bool = ...) -> None: ...
 
 class UnderWay(_message.Message):
     __slots__ = ("message", "descriptions")

@@ -60,7 +60,8 @@ def validate(mine: dict[int, Description], openers: Openers) -> Iterator[Reason]
             return
         if owns(unix) and (why := _no_home(unix, openers.image, opener) or _why_not_here(unix, opener)):
             yield Reason(f"the unix socket {printable(unix_paths.path_of(unix) or unix.name)}", *why)
-        if unix.connected_to and unix.connected_to not in names and (error := _cannot_connect(unix, opener)):
+        elsewhere = unix.connected_to not in names and not unix.closed_there
+        if unix.connected_to and elsewhere and (error := _cannot_connect(unix, opener)):
             yield Reason(f"the unix socket {printable(unix.connected_to)}", f"the program sends to it, and {error}")
 
 
@@ -213,7 +214,9 @@ class Named:
         for index, description in alone.items():
             with naming(description):
                 if there := description.unix.connected_to:
-                    if there in at:
+                    if description.unix.closed_there:
+                        self._connect_to_closed(index, made[index], there)
+                    elif there in at:
                         unix_paths.connect(made[index], at[there])
                     else:
                         _connect(made[index], there, self.opening.openers.description(index))
@@ -224,6 +227,20 @@ class Named:
                 with naming(description):
                     shut(made[index], description.unix)
         self._bound.settle()
+
+    def _connect_to_closed(self, index: int, sock: socket.socket, name: bytes) -> None:
+        """Connect a datagram socket to one that had this name and is closed."""
+        unix = UnixMessage(name=name, type=socket.SOCK_DGRAM, moved=not name.startswith(b"\0"))
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as there:
+            try:
+                at = self._bound.bind(there, unix, self.opening.openers.description(index))
+            except OSError:  # another process has the abstract name by now
+                self.opening.warnings.append(
+                    f"a unix socket was connected to {printable(name)}, which is closed, and shows another name"
+                )
+                there.bind("")  # the kernel chooses a name
+                at = there.getsockname()
+            unix_paths.connect(sock, at)
 
     @contextmanager
     def _sender(self, owners: dict[bytes, socket.socket], name: bytes) -> Iterator[socket.socket]:

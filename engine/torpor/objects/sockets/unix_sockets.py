@@ -227,6 +227,7 @@ class Unix(Kind[UnixState]):
         out.unix.is_pending = state.waits_at is not None
         if state.sends_to_name:
             out.unix.connected_to = state.peer_name
+            out.unix.closed_there = state.known is not None and state.known.peer == 0
         elif state.peer is not None:
             out.unix.has_peer = True
             out.unix.peer = image.index_of(state.peer, state.peer.references[0].fd)

@@ -66,6 +66,17 @@ def main() -> None:
     writer = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     writer.bind(ABSTRACT + "-writer")
     writer.connect(str(HERE / "mailbox"))
+    ended = []
+    for name in (str(HERE / "ended"), str(HERE / "taken"), str(HERE / "removed"), ABSTRACT + "-ended"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as short:
+            short.bind(name)
+            ended.append(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+            ended[-1].connect(name)
+    os.unlink(HERE / "taken")
+    os.unlink(HERE / "removed")
+    taken = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    taken.bind(str(HERE / "taken"))
+    ended_names = [one.getpeername() for one in ended]
     anonymous = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     anonymous.connect(str(HERE / "mailbox"))
     anonymous.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)  # with it a connect or a send gives it a name
@@ -79,6 +90,7 @@ def main() -> None:
     requests = Listener(str(HERE / "requests"))
     waiting = threading.Thread(target=lambda: requests.accept().send("hello"))
     waiting.start()
+    files = sorted(path.name for path in HERE.iterdir() if path.is_socket())
     ready_and_wait()
 
     same(server.recv(100), b"on its way", "what was on its way")
@@ -97,6 +109,14 @@ def main() -> None:
     closed = str(HERE / "closed")
     same((right.getsockname(), left.getpeername()), (closed, closed), "its names, of a file that is still there")
 
+    same([one.getpeername() for one in ended], ended_names, "names of mailboxes that were closed")
+    same(sorted(path.name for path in HERE.iterdir() if path.is_socket()), files, "files")
+    for one in ended:
+        try:
+            one.send(b"to nobody")
+            expect(False, f"{one.getpeername()!r} is closed, and takes a datagram")
+        except ConnectionRefusedError:
+            pass
     same(anonymous.getsockname(), "", "no name")
     writer.send(b"letter")
     same(mailbox.recvfrom(100), (b"letter", (ABSTRACT + "-writer").encode()), "a datagram with its sender")
