@@ -36,6 +36,10 @@ KINDS: dict[str, dict[str, int]] = {
         "dup": 2, "close": 3, "flags": 2, "fifo": 1, "open": 1, "unix_datagrams": 2, "alone": 2, "urgent": 1,
         "linger": 1, "owner": 1, "splice": 2,
     },
+    "ports": {
+        "at_port": 10, "connect_to": 12, "accept": 6, "alone": 3, "tcp": 2, "udp": 1, "set_option": 14, "shut": 4,
+        "send": 4, "receive": 4, "socket_state": 3, "ready": 4, "dup": 2, "close": 3, "flags": 1,
+    },
     "terminals": {
         "terminal": 8, "resize": 2, "mode": 3, "control_terminal": 3, "foreground": 2, "terminal_state": 3,
         "session": 3, "write": 4, "read": 8, "close": 2, "dup": 2, "flags": 1, "ready": 2, "fork": 3,
@@ -78,7 +82,7 @@ MAKES = {
     "open": (0,), "nameless": (0,), "memfd": (0,), "device": (0,), "pipe": (0, 1), "socketpair": (0, 1), "tcp": (0, 1),
     "udp": (0, 1), "unix_datagrams": (0, 1), "alone": (0,), "unix_listen": (0,), "unix_connect": (0,), "event": (0,),
     "epoll": (0,), "timer": (0,), "signals": (0,), "inotify": (0,), "pidfd": (0,), "terminal": (0, 1), "accept": (1,),
-    "dup": (1,), "mq_open": (0,),
+    "dup": (1,), "mq_open": (0,), "at_port": (0, 1), "connect_to": (1,),
 }  # fmt: skip
 """Verbs that make descriptors: which of their numbers say where to."""
 
@@ -88,8 +92,9 @@ USES = {
     "name_it": (0,), "times": (0,), "hint": (0,), "owner": (0,), "splice": (0, 1), "accept": (0,), "send": (0, 3),
     "receive": (0,), "urgent": (0,), "linger": (0,), "shut": (0,), "set_option": (0,), "socket_state": (0,),
     "ready": (0,), "capacity": (0,), "count": (0,), "watch": (0, 1), "happened": (0,), "timer_state": (0,),
-    "taken": (0,), "news": (0,), "resize": (0,), "mode": (0,), "control_terminal": (0,), "foreground": (0,),
-    "terminal_state": (0,), "read_into": (2,), "map": (2,), "mq_send": (0,), "mq_receive": (0,), "mq_state": (0,),
+    "connect_to": (0,), "taken": (0,), "news": (0,), "resize": (0,), "mode": (0,), "control_terminal": (0,),
+    "foreground": (0,), "terminal_state": (0,), "read_into": (2,), "map": (2,), "mq_send": (0,), "mq_receive": (0,),
+    "mq_state": (0,),
 }  # fmt: skip
 """Verbs that use descriptors: which of their numbers say which."""
 
@@ -99,8 +104,9 @@ _OF_BOTH = ("map_name", "store", "look")
 
 FITS = {
     "happened": ("epoll",), "timer_state": ("timer",), "taken": ("signals",), "news": ("inotify",),
-    "count": ("event",), "accept": ("unix_listen", "tcp"), "resize": ("terminal",), "mode": ("terminal",),
-    "control_terminal": ("terminal",), "foreground": ("terminal",), "terminal_state": ("terminal",),
+    "count": ("event",), "accept": ("unix_listen", "tcp", "at_port"), "connect_to": ("at_port",),
+    "resize": ("terminal",), "mode": ("terminal",), "control_terminal": ("terminal",), "foreground": ("terminal",),
+    "terminal_state": ("terminal",),
     "seal": ("memfd",), "name_it": ("nameless",), "urgent": ("tcp",), "capacity": ("pipe",),
     "splice": ("pipe", "open"), "map": ("open", "memfd", "nameless", "device"),
     "read_into": ("open", "memfd", "nameless"), "mq_send": ("mq_open",), "mq_receive": ("mq_open",),

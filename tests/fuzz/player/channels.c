@@ -284,44 +284,6 @@ static long shut(const long *a)
 	return shutdown(fd_of(a[0]), one);
 }
 
-static const struct {
-	int level, name;
-} options[] = {{SOL_SOCKET, SO_KEEPALIVE}, {SOL_SOCKET, SO_REUSEADDR},	{SOL_SOCKET, SO_PASSCRED},
-	       {SOL_SOCKET, SO_OOBINLINE}, {SOL_SOCKET, SO_PRIORITY},	{SOL_SOCKET, SO_BROADCAST},
-	       {IPPROTO_TCP, TCP_NODELAY}, {IPPROTO_TCP, TCP_KEEPIDLE}, {IPPROTO_TCP, TCP_USER_TIMEOUT},
-	       {IPPROTO_IP, IP_TTL},	   {SOL_SOCKET, SO_RCVLOWAT},	{SOL_SOCKET, SO_TIMESTAMP}};
-
-static long set_option(const long *a)
-{
-	int value = (int)(a[2] % 6);
-
-	return setsockopt(fd_of(a[0]), options[a[1] % 12].level, options[a[1] % 12].name, &value, sizeof(value));
-}
-
-/* descriptor: all of its options and whether it is connected */
-static long socket_state(const long *a)
-{
-	struct sockaddr_storage peer;
-	socklen_t size = sizeof(peer);
-	int value, type;
-
-	socklen_t length = sizeof(type);
-	if (getsockopt(fd_of(a[0]), SOL_SOCKET, SO_TYPE, &type, &length))
-		return -1;
-	for (int i = 0; i < 12; i++) {
-		length = sizeof(value);
-		value = -1;
-		say(" %d",
-		    getsockopt(fd_of(a[0]), options[i].level, options[i].name, &value, &length) ? -errno : value);
-	}
-	length = sizeof(value);
-	getsockopt(fd_of(a[0]), SOL_SOCKET, SO_ERROR, &value, &length);
-	/* That a datagram came to nobody is not kept, like a datagram on its way. */
-	say(" error %d peer %d", value != 0 && type != SOCK_DGRAM,
-	    getpeername(fd_of(a[0]), (struct sockaddr *)&peer, &size) ? -errno : peer.ss_family);
-	return type;
-}
-
 /* descriptor: how much waits there, and what poll says */
 static long ready(const long *a)
 {
@@ -365,8 +327,6 @@ const struct verb channel_verbs[] = {{"pipe", pipe_},
 				     {"urgent", urgent},
 				     {"linger", linger},
 				     {"shut", shut},
-				     {"set_option", set_option},
-				     {"socket_state", socket_state},
 				     {"ready", ready},
 				     {"capacity", capacity},
 				     {0}};

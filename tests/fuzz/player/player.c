@@ -207,8 +207,9 @@ static void save(long round)
 
 static const struct verb *find(const char *name)
 {
-	static const struct verb *const all[] = {memory_verbs, file_verbs, channel_verbs,  signal_verbs, process_verbs,
-						 wait_verbs,   own_verbs,  terminal_verbs, ipc_verbs,	 watcher_verbs};
+	static const struct verb *const all[] = {memory_verbs,	file_verbs,    channel_verbs, signal_verbs,
+						 process_verbs, wait_verbs,    own_verbs,     terminal_verbs,
+						 ipc_verbs,	watcher_verbs, port_verbs};
 
 	for (size_t i = 0; i < sizeof(all) / sizeof(*all); i++)
 		for (const struct verb *one = all[i]; one->name; one++)

@@ -89,7 +89,7 @@ struct verb {
 };
 
 extern const struct verb memory_verbs[], file_verbs[], channel_verbs[], signal_verbs[], process_verbs[], wait_verbs[];
-extern const struct verb own_verbs[], terminal_verbs[], ipc_verbs[], watcher_verbs[];
+extern const struct verb own_verbs[], terminal_verbs[], ipc_verbs[], watcher_verbs[], port_verbs[];
 
 void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 const char *whose(int pid);	   /* a PID as the number of its actor, which is the same in every run */
