@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 from array import array
 
-from torpor.arch.x86_64 import xsave
 from torpor.arch.x86_64.registers import (
     CS,
     EFLAGS,
@@ -29,13 +28,13 @@ from torpor.arch.x86_64.registers import (
     SS,
     restarted,
 )  # fmt: skip
-from torpor.arch.x86_64.xsave import IN_USE_OFFSET, XCR0_OFFSET
+from torpor.arch.x86_64.xsave import IN_USE_OFFSET, TILES, XCR0_OFFSET, size_here
 
 # Signal frame (arch/x86/include/uapi/asm/sigcontext.h, ucontext.h).
 _FP_XSTATE_MAGIC1 = 0x46505853
 _FP_XSTATE_MAGIC2 = 0x46505845
 _SW_RESERVED = XCR0_OFFSET  # offset of struct _fpx_sw_bytes in the xsave area
-_XTILE_DATA = 1 << xsave.TILES
+_XTILE_DATA = 1 << TILES
 _UC_FLAGS = 0x1 | 0x2 | 0x4  # UC_FP_XSTATE | UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS
 _UCONTEXT = struct.Struct("<QQ QiiQ 18Q 4H 4Q Q64x Q")
 _NO_ALTSTACK = 7
@@ -89,7 +88,7 @@ def _features_in_use(xstate: bytes) -> tuple[int, int]:
     in_use: int = struct.unpack_from("<Q", xstate, IN_USE_OFFSET)[0]
     if not in_use & _XTILE_DATA:
         features &= ~_XTILE_DATA
-    return features, min(xsave.size_here(features), len(xstate))
+    return features, min(size_here(features), len(xstate))
 
 
 def signal_frame_size(xstate_size: int) -> int:
