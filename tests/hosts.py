@@ -4,6 +4,7 @@ namespace's limit, by a real filter.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import struct
@@ -52,6 +53,21 @@ os.execv({{0!r}}, {{1!r}})
 _UNSHARE = 272
 UNDER_SECCOMP = under_filter({_UNSHARE: KILL})
 """At its harshest: who calls unshare() is killed."""
+
+
+DENIED = {
+    "add_key": 248, "bpf": 321, "fanotify_init": 300, "fsconfig": 431, "fsmount": 432, "fsopen": 430,
+    "get_mempolicy": 239, "io_uring_enter": 426, "io_uring_register": 427, "io_uring_setup": 425, "kcmp": 312,
+    "keyctl": 250, "mbind": 237, "mount": 165, "mount_setattr": 442, "move_mount": 429, "move_pages": 279,
+    "open_by_handle_at": 304, "open_tree": 428, "perf_event_open": 298, "pidfd_getfd": 438, "pivot_root": 155,
+    "process_madvise": 440, "quotactl": 179, "request_key": 249, "set_mempolicy": 238, "setns": 308, "sethostname": 170,
+    "syslog": 103, "umount2": 166, "unshare": _UNSHARE, "userfaultfd": 323, "vhangup": 153,
+}  # fmt: skip
+"""What Docker's and containerd's default profiles deny to a container without capabilities (EPERM), of what a job or
+Torpor could call. They answer clone3 with ENOSYS, so that a C library calls clone(2), and deny that the flags for
+namespaces: containers of tests have a limit of 0 namespaces instead."""
+_CLONE3 = 435
+DEFAULT_PROFILE = under_filter({**dict.fromkeys(DENIED.values(), ERRNO | errno.EPERM), _CLONE3: ERRNO | errno.ENOSYS})
 
 
 def within(host: str, *command: str | Path) -> list[str]:

@@ -28,7 +28,7 @@ CAPABILITIES = {
 """The capabilities that let Torpor do more, with their numbers (linux/capability.h)."""
 
 
-_TO_FREEZE = ("trace_descendants", "kcmp", "pidfd_getfd", "process_vm", "rseq_configuration", "proc_children")
+_TO_FREEZE = ("trace_descendants", "process_vm", "rseq_configuration", "proc_children")
 _TO_WAKE = ("user_namespaces", "pid_namespaces", "mount_proc", "set_tid", "set_mm_map", "map_vdso")
 """In the order in which a capsule is made. If one fails, those after it are not tried."""
 
@@ -60,9 +60,9 @@ class Probe:
     rseq_configuration: bool = False
     """PTRACE_GET_RSEQ_CONFIGURATION (5.13): shows where a thread has registered its rseq area."""
     kcmp: bool = False
-    """kcmp(2) (3.5): shows which descriptors share one open file description."""
+    """kcmp(2) (3.5): shows which descriptors share one open file description. Without it, processes report it."""
     pidfd_getfd: bool = False
-    """pidfd_getfd(2) (5.6): copies a descriptor of another process."""
+    """pidfd_getfd(2) (5.6): copies a descriptor of another process. Without it, processes send theirs."""
     process_vm: bool = False
     """process_vm_readv(2) and process_vm_writev(2) (3.2): copy the memory of another process."""
     proc_children: bool = False

@@ -22,14 +22,20 @@ USER_NOTIF, TRACE = 0x7FC00000, 0x7FF00000
 CONTAINER = under_filter({
     NR.userfaultfd: ERRNO | errno.EPERM,
     NR.get_mempolicy: ERRNO | errno.EPERM,
+    NR.kcmp: ERRNO | errno.EPERM,
+    NR.pidfd_getfd: ERRNO | errno.EPERM,
 })  # fmt: skip
 """What default profiles of containers forbid of what a checkpoint calls."""
-A_FEW = "(left_running and user or user-capsule-1) and (tree.py or threads.c)"
+DONE_WITHOUT = (NR.userfaultfd, NR.close_range, NR.kcmp, NR.pidfd_getfd)
+A_FEW = (
+    "(left_running and user or user-capsule-1) and (tree.py or threads.c or asyncio_py.py or shared_tables.c)"
+    " or (own_table or own_directory or shared_memory_process) and run"
+)
 
 
 def test_under_the_filter_of_a_container() -> None:
     """All that is over Torpor and the job alike is no hindrance: programs are kept as without."""
-    chosen: list[str | Path] = ["-k", A_FEW, HERE / "test_conformance.py"]
+    chosen: list[str | Path] = ["-k", A_FEW, HERE / "test_conformance.py", HERE / "test_refusals.py"]
     options = ["-q", "-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib"]
     command = within(CONTAINER, BIN / "pytest", *options, *chosen)
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=170)
@@ -53,17 +59,19 @@ def test_a_container_that_kills(nr: NR, answer: int) -> None:
     assert said.startswith("Refused") and nr.name in said, said
 
 
-@pytest.mark.parametrize("nr", [NR.ioprio_get, NR.tgkill, NR.sched_getaffinity, NR.userfaultfd, NR.close_range])
+@pytest.mark.parametrize(
+    "nr", [NR.ioprio_get, NR.tgkill, NR.sched_getaffinity, NR.userfaultfd, NR.close_range, NR.kcmp, NR.pidfd_getfd]
+)
 def test_a_container_that_gives_errors(nr: NR) -> None:
     """A call that fails is done without, or the checkpoint is refused for want of its answer."""
     said = confined(under_filter({nr: ERRNO | errno.EPERM}))
-    if nr in (NR.close_range, NR.userfaultfd):
+    if nr in DONE_WITHOUT:
         assert said == "saved"
     else:
         assert said.startswith("Refused") and nr.name in said, said
 
 
-@pytest.mark.parametrize("nr", [NR.kcmp, NR.pidfd_getfd, NR.process_vm_readv, NR.process_vm_writev, NR.ptrace])
+@pytest.mark.parametrize("nr", [NR.process_vm_readv, NR.process_vm_writev, NR.ptrace])
 def test_a_container_that_withholds_what_torpor_calls_itself(nr: NR) -> None:
     """The call is named, and not Yama, another user or a fault in Torpor."""
     said = confined(under_filter({nr: ERRNO | errno.EPERM}))

@@ -150,11 +150,16 @@ def _tracing(probe: Probe) -> Iterator[Finding]:
             _no(f"nothing can be frozen{_scope(probe)}", _allow_tracing(probe)),
         )
     nothing = "nothing can be frozen"
-    calls = "kcmp, pidfd_getfd, process_vm_readv, process_vm_writev and ptrace"
+    calls = "process_vm_readv, process_vm_writev and ptrace"
     container = _CONTAINER.format(calls) if probe.seccomp else ""
+    slower = "processes send their descriptors themselves while they are frozen: pauses are longer"
+    wider = _CONTAINER.format("kcmp and pidfd_getfd") if probe.seccomp else ""
     for name, title, means in (
         ("kcmp", "compare descriptors (kcmp)", "shared file positions are kept"),
         ("pidfd_getfd", "copy descriptors (pidfd_getfd)", "the content of sockets and pipes can be saved"),
+    ):
+        yield _finding(probe, name, title, means, ("limited", slower, wider))
+    for name, title, means in (
         ("process_vm", "copy memory (process_vm_readv)", "the memory of processes can be saved"),
         ("rseq_configuration", "restartable sequences (ptrace)", "threads of a current libc can be saved"),
     ):

@@ -17,7 +17,7 @@ from functools import partial, wraps
 from typing import Any, Literal, TypeVar, cast
 
 from torpor import metrics, procfs
-from torpor.dump import cgroups, denied
+from torpor.dump import cgroups, denied, self_report
 from torpor.dump.patience import patiently
 from torpor.dump.process_dump import HiddenFromFork, SnapshotLost
 from torpor.dump.seccomp_dry_run import dry_run
@@ -460,7 +460,7 @@ def _look(
             *seccomp.unsupported(living),
             *(reason for part in TREE_PARTS for reason in part.preflight([one.pid for one in seen])),
         ]
-        of_descriptors = survey(living)
+        of_descriptors = [] if self_report.is_needed() else survey(living)
     except (FileNotFoundError, ProcessLookupError):
         if not any(procfs.is_ending(pid, pid) for pid in living):
             raise

@@ -27,7 +27,6 @@ from torpor.objects.registry import ATTRIBUTES, PROCESS_PARTS, THREAD_PARTS, THR
 from torpor.objects.sysv import segments
 from torpor.remote import ptrace
 from torpor.remote.batch import Batch, Out, Replies
-from torpor.remote.calls import MADE
 from torpor.remote.code_stubs import CodeStubs
 from torpor.remote.freeze import Process
 from torpor.remote.injection import Injection, leave_critical_sections
@@ -186,13 +185,23 @@ class ProcessDump:
 
     def _start(self, batches: dict[int, Batch]) -> None:
         for batch in {id(batch): batch for batch in batches.values()}.values():
-            assert MADE.issuperset(batch.numbers()), "a call that is not checked against seccomp filters"
+            assert seccomp.made().issuperset(batch.numbers()), "a call that is not checked against seccomp filters"
         self.injection.start(batches)
 
     @_step(_State.CALLING, _State.ENTERED)
     def listen(self) -> None:
         """Wait for the calls and collect their results."""
         self._replies = self.injection.finish()
+
+    @_step(_State.ENTERED, _State.CALLING)
+    def begin_report(self, batch: Batch) -> None:
+        """Let it make calls that wait for us (torpor.dump.self_report)."""
+        self._start({self.injection.host.tid: batch})
+
+    @_step(_State.CALLING, _State.ENTERED)
+    def finish_report(self) -> None:
+        """Wait for the end of these calls."""
+        self.injection.finish()
 
     @_step(_State.ENTERED, _State.ENTERED)
     def ask(self, batch: Batch, tid: int | None = None) -> Replies:

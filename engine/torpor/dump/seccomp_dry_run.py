@@ -19,7 +19,6 @@ from torpor.errors import CheckpointFailed, NotFound, Reason, Refused
 from torpor.objects.process import seccomp
 from torpor.remote import ptrace
 from torpor.remote.batch import Batch, Out
-from torpor.remote.calls import MADE
 from torpor.remote.children import forked, sleep_with
 from torpor.remote.code_stubs import CodeStubs
 from torpor.remote.freeze import Frozen
@@ -80,7 +79,7 @@ def _dry_run(count: int) -> None:
         poller.poll(_PATIENCE * 1000)  # the child is ready, or has died
         denied = in_own_thread(lambda _: _take(pid)) if watched else set()
     except (CheckpointFailed, NotFound, ProcessLookupError) as failure:
-        killers = [nr.name for nr in sorted(MADE) if _is_killed(nr)]
+        killers = [nr.name for nr in sorted(seccomp.made()) if _is_killed(nr)]
         calls = f"{', '.join(killers)}, which a checkpoint calls" if killers else f"calls that it makes: {failure}"
         raise _refused(count, f"they forbid {calls}") from failure
     finally:

@@ -10,6 +10,7 @@ from itertools import chain
 from typing import Any
 
 from torpor import procfs
+from torpor.dump import self_report
 from torpor.dump.file_watch import FileWatches
 from torpor.dump.process_dump import ProcessDump, SnapshotLost, ZombieDump
 from torpor.dump.series import Key, Series
@@ -149,17 +150,27 @@ class TreeDump:
             taken.begin(self._stopped_children(process), of_users(taken.uids))
             if not process.parent:
                 self._outside_parents[process.pid] = tree.outside_parent(taken.texts)
+        for taken in self._living() if self_report.is_needed() else ():
+            taken.listen()
+        with self_report.reported(self._living()):
+            self._grab(reset_outside=reset_outside, stdio=stdio)
+
+    def _grab(self, *, reset_outside: bool, stdio: Mapping[int, int] | None) -> None:
+        """Grab what is left once all processes make their first calls, or have reported."""
         stats = {taken.pid: taken.texts.stat for taken in self._all}
         self.descriptors = descriptors.grab(
             list(stats), reset_outside=reset_outside, stdio=stdio, stats=stats, built=self._built
         )
         if self.forked:  # the kernel copies what is written while the forks are read
             self._buffers.reserve(sum(texts.private_memory(taken.texts.status) for taken in self._living()))
+        if self_report.is_needed() and (found := descriptors.unsupported(self.descriptors)):  # later nobody can tell
+            raise Refused("the tree has descriptors that cannot be kept", found)
         for file in descriptors.memory_files(self.descriptors):
             self.shared.grab_file(file)
         self._names = MappedNames(self.descriptors)
         for taken in self._living():
-            taken.listen()
+            if not self_report.is_needed():
+                taken.listen()
             maps = [self._names.lasting(taken.pid, mapping) for mapping in taken.injection.maps]
             self.shared.grab_mapped(taken.pid, maps, taken.ask)
             if self.descriptors.small:

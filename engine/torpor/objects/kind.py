@@ -29,16 +29,16 @@ from itertools import islice
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from torpor import procfs
-from torpor.arch.x86_64 import NR
 from torpor.errors import Reason
 from torpor.image.image_pb2 import Description, FileRef, Tree
 from torpor.objects.opening import Opening, naming
 from torpor.objects.paths.fingerprints import mapped_to_write
 from torpor.objects.paths.small_files import SmallFiles
+from torpor.probe import probe
 from torpor.procfs import Stat
 from torpor.remote.batch import Ask
+from torpor.remote.copies import copy_of, descriptor_of
 from torpor.remote.naming import describe_process
-from torpor.remote.sys import descriptor_of, syscall
 
 S = TypeVar("S")
 
@@ -404,7 +404,7 @@ class Describing:
 @contextmanager
 def borrowed(pidfd: int, fd: int) -> Iterator[int]:
     """A copy of a process's descriptor, closed again at the end: a kept copy of a pipe's end would delay its EOF."""
-    copy = syscall(NR.pidfd_getfd, pidfd, fd)
+    copy = copy_of(pidfd, fd)
     try:
         yield copy
     finally:
@@ -414,7 +414,8 @@ def borrowed(pidfd: int, fd: int) -> Iterator[int]:
 def copy_unless_ended(holder: FdReference) -> int | None:
     """A copy of a descriptor of a frozen process; the caller closes it.
 
-    None if another process has killed it meanwhile: it stays as a zombie, whose descriptors are closed.
+    None if another process has killed it meanwhile: it stays as a zombie, whose descriptors are closed. Or if this host
+    lets nobody take one.
 
     Raises:
         OSError: the kernel gives none.
@@ -422,7 +423,7 @@ def copy_unless_ended(holder: FdReference) -> int | None:
     try:
         return descriptor_of(*holder)
     except OSError:
-        if procfs.is_ending(holder.pid, holder.pid):
+        if procfs.is_ending(holder.pid, holder.pid) or not probe().pidfd_getfd:
             return None
         raise
 

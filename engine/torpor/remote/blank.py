@@ -20,18 +20,14 @@ from typing import NamedTuple
 
 from torpor import procfs
 from torpor.arch.x86_64 import (
+    ARGUMENTS,
     NR,
     ORIG_RAX,
-    R8,
-    R9,
-    R10,
     R12,
     R14,
     RAX,
     RDI,
-    RDX,
     RIP,
-    RSI,
     RSP,
     TILE_CONFIGURATION,
     TOUCH_TILES,
@@ -211,7 +207,7 @@ class Blanks:
         syscall(NR.ptrace, _POKETEXT, task.tid, entry, _SYSCALL_TRAP)
         registers = array("Q", task.registers)
         registers[RAX], registers[ORIG_RAX] = nr, WORD
-        for register, value in zip((RDI, RSI, RDX, R10, R8, R9), args, strict=False):
+        for register, value in zip(ARGUMENTS, args, strict=False):
             registers[register] = value
         ptrace.set_registers(task.tid, registers)
         ptrace.resume(task.tid)

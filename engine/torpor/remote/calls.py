@@ -16,7 +16,13 @@ MADE = frozenset({
     # The snapshot of its memory (snapshot.py).
     NR.clone, NR.close_range, NR.exit, NR.exit_group, NR.userfaultfd, NR.wait4,
 })  # fmt: skip
-"""All of these calls; process_dump.py ensures that no other call is made."""
+"""All of these calls that are made on any host."""
+
+REPORTING = frozenset({
+    NR.close, NR.connect, NR.readlink, NR.recvfrom, NR.sendmsg, NR.socket, NR.umask,
+})  # fmt: skip
+"""Calls that are made besides where kcmp(2) or pidfd_getfd(2) is denied (torpor.dump.self_report)."""
+
 
 VITAL = frozenset({NR.rt_sigreturn, NR.prctl, NR.exit, NR.exit_group, NR.wait4})
 """The calls that must not fail even when the dumper has died: the return to the program, the restored subreaper flag,

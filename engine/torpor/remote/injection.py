@@ -209,6 +209,10 @@ class Injection:
         assert self._host is not None
         return self._host
 
+    def table(self) -> int:
+        """The address of the host's table of calls."""
+        return self._slots[self.host.tid].table
+
     def start(self, batches: dict[int, Batch]) -> None:
         """Start threads, each with its batch; many may have the same one.
 
@@ -412,8 +416,7 @@ class Injection:
         registers[x86_64.RIP] = self._call
         registers[x86_64.RSP] = self._host_frame - 8
         registers[x86_64.EFLAGS] &= ~_RFLAGS_TRAP_DIRECTION
-        order = (x86_64.RDI, x86_64.RSI, x86_64.RDX, x86_64.R10, x86_64.R8, x86_64.R9)
-        for index, value in zip(order, args, strict=False):
+        for index, value in zip(x86_64.ARGUMENTS, args, strict=False):
             registers[index] = value
         self._entered.add(thread.tid)  # until its mask and registers are restored
         try:

@@ -25,8 +25,8 @@ from torpor.arch.x86_64 import NR
 from torpor.errors import CheckpointFailed
 from torpor.remote import ptrace
 from torpor.remote.batch import ArgumentOf, Batch, Result
+from torpor.remote.copies import descriptor_of
 from torpor.remote.injection import Injection
-from torpor.remote.sys import descriptor_of
 from torpor.remote.written import OPEN_FLAGS
 
 _CLONE_VM = 0x100
@@ -184,6 +184,6 @@ def _only_descriptor(pid: int) -> int:
     try:
         return descriptor_of(pid, 0)
     except OSError as error:
-        if error.errno != errno.EBADF:
+        if error.errno not in (errno.EBADF, errno.EPERM, errno.ENOSYS):
             raise
-        return -1  # the kernel has no userfaultfd, or does not permit it
+        return -1  # the kernel has no userfaultfd, or does not permit it, or nobody may take it

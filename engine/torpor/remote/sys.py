@@ -168,16 +168,3 @@ def memfd_create(name: bytes, flags: int = 0) -> int:
         OSError: with the kernel's errno.
     """
     return syscall(NR.memfd_create, name + b"\0", flags | _MFD_CLOEXEC)
-
-
-def descriptor_of(pid: int, number: int) -> int:
-    """Copy a descriptor of another process; the caller must close the copy.
-
-    Raises:
-        OSError: EBADF if the process has no descriptor with this number.
-    """
-    pidfd = pidfd_open(pid)
-    try:
-        return syscall(NR.pidfd_getfd, pidfd, number, 0)
-    finally:
-        os.close(pidfd)

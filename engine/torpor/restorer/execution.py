@@ -29,8 +29,9 @@ from torpor.objects.process.process_attributes import PR_SET_CHILD_SUBREAPER
 from torpor.remote import memory, ptrace
 from torpor.remote.batch import Call
 from torpor.remote.blank import TABLE_ROOM, Blanks, Task, Work, killed, table_size
+from torpor.remote.copies import descriptor_of
 from torpor.remote.freeze import Process, Thread, bring_to_freeze_stop
-from torpor.remote.sys import descriptor_of, syscall
+from torpor.remote.sys import syscall
 from torpor.remote.written import OPEN_FLAGS, Private
 from torpor.restorer import last_calls
 from torpor.restorer.built import Built, image_of

@@ -388,7 +388,7 @@ def _wake(
     try:
         walker, init_program = None, material.open(str(capsule.INIT)) if here.executes else 0
         if setting.walk:
-            seconds = inf if way == "native" else 2 * WALK_SECONDS
+            seconds = inf if way == "native" or surroundings.why_no_capsule() else 2 * WALK_SECONDS
             walker = Walker(setting.walk, material.open("/proc/loadavg"), seconds)
         init = waiting.go(material.base)
         builder = Builder(plan, init.pid, setting.trace_options, _progress(plan.size, progress), walker, init_program)

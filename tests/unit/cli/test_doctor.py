@@ -54,7 +54,8 @@ def test_an_able_host_needs_nothing() -> None:
         ({"trace_descendants": False, "yama_scope": 2}, "trace_descendants", "no", "CAP_SYS_PTRACE"),
         ({"trace_descendants": False, "yama_scope": 3}, "trace_descendants", "no", "reboot"),
         ({"trace_descendants": False, "seccomp": 2}, "trace_descendants", "no", "--cap-add SYS_PTRACE"),
-        ({"kcmp": False, "seccomp": 2}, "kcmp", "no", "seccomp=unconfined"),
+        ({"kcmp": False, "seccomp": 2}, "kcmp", "limited", "seccomp=unconfined"),
+        ({"process_vm": False, "seccomp": 2}, "process_vm", "no", "seccomp=unconfined"),
         ({"user_namespaces": False, "userns_limit": 0}, "user_namespaces", "no", "user.max_user_namespaces="),
         (
             {"user_namespaces": False, "unprivileged_userns_clone": False},

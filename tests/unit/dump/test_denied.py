@@ -34,7 +34,9 @@ def raised(error: TorporError) -> TorporError:
 @pytest.fixture
 def withholding(monkeypatch: pytest.MonkeyPatch) -> None:
     """A host that forbids a call."""
-    host = dataclasses.replace(probe(), kcmp=False, why={**probe().why, "kcmp": "kcmp: not permitted"})
+    host = dataclasses.replace(
+        probe(), process_vm=False, why={**probe().why, "process_vm": "process_vm_readv: not permitted"}
+    )
     assert host.cannot_freeze
     monkeypatch.setattr(denied, "probe", lambda: host)
 
@@ -53,7 +55,7 @@ def test_a_host_that_withholds_a_call_is_the_reason(error: Callable[[], TorporEr
     found = raised(error())
     assert isinstance(found, NotPermitted)
     assert found.message.startswith("process 7 cannot be saved: this host does not let Torpor freeze anything: ")
-    assert "kcmp" in found.message and found.advice == "see `torpor doctor`"
+    assert "process_vm_readv" in found.message and found.advice == "see `torpor doctor`"
 
 
 @pytest.mark.usefixtures("withholding")

@@ -1,6 +1,7 @@
 """x86-64: system call numbers, registers and interrupted calls, the signal frame, the xsave area."""
 
 from torpor.arch.x86_64.registers import (
+    ARGUMENTS,
     CS,
     EFLAGS,
     ORIG_RAX,
@@ -44,6 +45,7 @@ from torpor.arch.x86_64.system_calls import NR
 from torpor.arch.x86_64.xsave import MIN_XSAVE, XCR0_OFFSET
 
 __all__ = [
+    "ARGUMENTS",
     "CS",
     "EFLAGS",
     "MIN_XSAVE",

@@ -13,6 +13,8 @@ from torpor.arch.x86_64.system_calls import NR
 R15, R14, R13, R12, RBP, RBX, R11, R10, R9, R8, RAX, RCX, RDX, RSI, RDI = range(15)
 ORIG_RAX, RIP, CS, EFLAGS, RSP, SS, FS_BASE, GS_BASE, DS, ES, FS, GS = range(15, 27)
 REGISTER_COUNT = 27
+ARGUMENTS = (RDI, RSI, RDX, R10, R8, R9)
+"""The arguments of a system call."""
 
 WORD = (1 << 64) - 1
 TASK_SIZE = (1 << 47) - 4096

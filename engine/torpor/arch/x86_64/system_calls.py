@@ -39,6 +39,7 @@ class NR(IntEnum):
     getpid = 39
     socket = 41
     connect = 42
+    recvfrom = 45
     bind = 49
     sendmsg = 46
     recvmsg = 47
@@ -69,6 +70,7 @@ class NR(IntEnum):
     fchmod = 91
     chown = 92
     fchown = 93
+    readlink = 89
     umask = 95
     ptrace = 101
     setpgid = 109

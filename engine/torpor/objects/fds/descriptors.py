@@ -25,7 +25,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torpor import procfs
-from torpor.arch.x86_64 import NR
 from torpor.errors import Reason, Refused, RestoreFailed
 from torpor.image.image_pb2 import Description, Lock, Tree
 from torpor.objects.fds import grabbing, locks, made_in_process, ptys, signal_owners
@@ -62,6 +61,7 @@ from torpor.objects.memory.mapped_files import mapped_both_ways
 from torpor.objects.opening import KNOWN_FLAGS, O_ASYNC, Opening
 from torpor.objects.paths import mapped_names
 from torpor.objects.paths.opener import O_TMPFILE, Openers
+from torpor.objects.process import sharing
 from torpor.objects.sockets import unix_sockets
 from torpor.objects.sockets.netlink import Netlink
 from torpor.objects.sockets.tcp import Tcp, arm_reset, choose_for_repair, hold_for_repair
@@ -69,7 +69,6 @@ from torpor.objects.sockets.udp import Udp
 from torpor.objects.sockets.unix_sockets import Unix
 from torpor.remote.batch import Ask
 from torpor.remote.naming import describe_process
-from torpor.remote.sys import try_syscall
 
 __all__ = [
     "GrabbedDescriptors",
@@ -114,7 +113,6 @@ KINDS: tuple[Kind[Any], ...] = (
     UnsupportedKind(),  # the rest
 )
 
-KCMP_FILES = 2
 LAST_FD = (1 << 32) - 1
 OUTSIDE = "its other end is outside of the tree"
 _RINGS = 8
@@ -294,7 +292,7 @@ def _shared_tables(pids: Sequence[int]) -> Iterator[Reason]:
     """Threads with their own descriptor table (unshare(2), CLONE_FILES). sharing.py finds shared tables."""
     for pid in pids:
         for tid in _threads(pid):
-            if try_syscall(NR.kcmp, pid, tid, KCMP_FILES) in (1, 2) and not procfs.is_ending(pid, tid):
+            if sharing.compare(pid, tid, sharing.KCMP_FILES) in (1, 2) and not procfs.is_ending(pid, tid):
                 yield Reason(
                     f"{describe_process(pid)}, thread {tid}",
                     "it has descriptors of its own (unshare(CLONE_FILES)), which is not kept yet",

@@ -16,6 +16,7 @@ stores the number, not the process.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -42,12 +43,16 @@ from torpor.objects.kind import (
     borrowed,
 )
 from torpor.objects.opening import Opening, naming, words
+from torpor.probe import probe
+from torpor.remote import copies
+from torpor.remote.children import forked
 from torpor.remote.sys import syscall, try_syscall
 from torpor.util.workers import run_in_thread
 
 KCMP_EPOLL_TFD = 7
-CLONE_FILES = 0x400
+CLOSE_RANGE_UNSHARE, _NO_FD = 2, (1 << 32) - 1
 EPOLL_CTL_ADD = 1
+EPOLL_CTL_DEL = 2
 EPIOCSPARAMS, EPIOCGPARAMS = 0x40088A01, 0x80088A02
 PARAMETERS = struct.Struct("=IHBx")
 """struct epoll_params: microseconds, packets at once, whether busy polling is preferred."""
@@ -220,14 +225,36 @@ def _target(epoll: OpenFile[EpollState], number: int, which: int, tree: GrabbedD
 
 
 def _is_watched(candidate: FdReference, epoll: FdReference, number: int, which: int) -> bool:
+    if not probe().kcmp:
+        return not which and _has_watch(copies.ours(*candidate), copies.ours(*epoll), number)
     slot = array("I", (epoll.fd, number, which))  # struct kcmp_epoll_slot
     # Not found (ENOENT, EBADF) is a valid answer: before the freeze descriptors come and go.
     return try_syscall(NR.kcmp, candidate.pid, epoll.pid, KCMP_EPOLL_TFD, candidate.fd, slot) == 0
 
 
+def _has_watch(candidate: int, epoll: int, number: int) -> bool:
+    """Whether an epoll watches a description under a number, without kcmp(2): then it cannot watch it a second time.
+
+    Args:
+        candidate, epoll: our copies of their descriptors.
+        number: the number, which another descriptor may have in this process: so a child tries it.
+    """
+
+    def attempt() -> None:
+        other = fcntl.fcntl(epoll, fcntl.F_DUPFD_CLOEXEC, number + 1)
+        os.dup2(candidate, number)
+        if (answer := try_syscall(NR.epoll_ctl, other, EPOLL_CTL_ADD, number, EVENT.pack(0, 0))) == 0:
+            try_syscall(NR.epoll_ctl, other, EPOLL_CTL_DEL, number, EVENT.pack(0, 0))
+        os._exit(0 if answer == -errno.EEXIST else 1)
+
+    _, status = os.waitpid(forked(attempt), 0)
+    return status == 0
+
+
 def _watch_all(watches: Sequence[tuple[int, EpollMessage.Watch]], opening: Opening) -> None:
     """Run in a thread whose descriptor table ends with it; the slots keep what is watched open."""
-    syscall(NR.unshare, CLONE_FILES)
+    # It closes none, and gives the thread a table of its own. Default profiles of containers deny unshare(2).
+    syscall(NR.close_range, _NO_FD, _NO_FD, CLOSE_RANGE_UNSHARE)
     for index, watch in watches:
         _watch(opening, index, watch)
 

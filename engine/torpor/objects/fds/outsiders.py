@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Collection, Iterator, Set
+from collections.abc import Collection, Iterable, Iterator, Set
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.errors import Reason
+from torpor.objects.fds import locks
 from torpor.objects.kind import GrabbedDescriptors, OpenFile, descriptor_name, first_few
 from torpor.objects.paths.file_names import DELETED
+from torpor.probe import probe
 from torpor.remote.naming import describe_process
 from torpor.remote.sys import try_syscall
 
@@ -116,7 +118,10 @@ def _is_looked_for(open_file: OpenFile[Any], tree: GrabbedDescriptors) -> bool:
 
 def _locks(open_file: OpenFile[Any], tree: GrabbedDescriptors) -> list[bytes]:
     """The lines of its locks that belong to the description, and not to a process."""
-    lines = tree.locked.get(open_file.references[0], ())
+    return _of_description(tree.locked.get(open_file.references[0], ()))
+
+
+def _of_description(lines: Iterable[bytes]) -> list[bytes]:
     return [line for line in lines if b" FLOCK " in line or b" OFDLCK " in line]
 
 
@@ -139,6 +144,8 @@ def _is_same(open_file: OpenFile[Any], pid: int, fd: int) -> bool:
         if open_file.link.endswith(DELETED) or open_file.link.startswith("/dev/pts/"):
             return True
         holder = open_file.references[0]
+        if not probe().kcmp:  # the kernel shows such a lock only at the descriptors of its description
+            return bool(_of_description(locks.lines(procfs.read(f"/proc/{pid}/fdinfo/{fd}"))))
         return try_syscall(NR.kcmp, pid, holder.pid, _KCMP_FILE, fd, holder.fd) == 0
     return False
 

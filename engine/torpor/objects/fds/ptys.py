@@ -35,19 +35,13 @@ from torpor.arch.x86_64 import NR
 from torpor.errors import Reason
 from torpor.image.image_pb2 import Description, Process, Pty, Session, Tree
 from torpor.objects.fds.stdio import TIOCGDEV, Terminal, TerminalState, asked_number
-from torpor.objects.kind import (
-    Describing,
-    GrabbedDescriptors,
-    OpenFile,
-    Seen,
-    Unsupported,
-    borrowed,
-    first_few,
-)
+from torpor.objects.kind import Describing, GrabbedDescriptors, OpenFile, Seen, Unsupported, borrowed, first_few
 from torpor.objects.opening import KEPT_AT_OPEN, KEPT_BY_LINK, O_LARGEFILE, Opening, naming, reopened
 from torpor.objects.paths.opener import Opener
+from torpor.probe import probe
 from torpor.remote.batch import Call
-from torpor.remote.sys import descriptor_of, syscall
+from torpor.remote.copies import descriptor_of
+from torpor.remote.sys import syscall
 
 # include/uapi/linux/major.h, Documentation/admin-guide/devices.txt
 SLAVE_MAJOR = 136
@@ -260,9 +254,9 @@ def _unsupported_at_master(
     try:
         copy = descriptor_of(*open_file.references[0])
     except OSError:
-        if tree.content:
+        if tree.content and probe().pidfd_getfd:
             raise
-        return  # closed before the freeze: no problem
+        return  # closed before the freeze, or looked at under the freeze: no problem
     try:
         leader = asked_number(copy, TIOCGSID)
         events, waiting = _events(copy), asked_number(copy, termios.FIONREAD) or 0

@@ -34,7 +34,7 @@ from torpor.objects.part import Filter, ThreadAnswers, ThreadPart
 from torpor.probe import probe
 from torpor.remote import bpf, ptrace
 from torpor.remote.batch import Batch, Call, Struct
-from torpor.remote.calls import MADE, VITAL
+from torpor.remote.calls import MADE, REPORTING, VITAL
 from torpor.remote.freeze import Process
 from torpor.remote.naming import describe_process
 
@@ -173,13 +173,18 @@ _FAILING = {bpf.ERRNO: "gives an error", bpf.TRACE: "asks a tracer"}
 _PASSING = (bpf.ALLOW, bpf.LOG)
 
 
+def made() -> frozenset[NR]:
+    """All calls that are made in a frozen process on this host."""
+    return MADE if probe().kcmp and probe().pidfd_getfd else MADE | REPORTING
+
+
 @lru_cache
 def _harm(code: bytes) -> str:
     """How our calls could harm a process with this filter; empty if they cannot."""
     if bpf.may_notify(code):
         return "it has a system-call filter (seccomp) with a supervisor (SECCOMP_RET_USER_NOTIF), which is not kept"
     try:
-        for nr in sorted(MADE):
+        for nr in sorted(made()):
             for action in sorted(bpf.actions(code, nr).difference(_PASSING)):
                 if action in _FAILING and nr not in VITAL:
                     continue

@@ -16,17 +16,20 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.errors import Reason
 from torpor.image import image_pb2 as pb
 from torpor.objects.process import security_labels
+from torpor.probe import probe
 from torpor.remote.naming import describe_process
-from torpor.remote.sys import syscall, try_syscall
+from torpor.remote.sys import Argument, try_syscall
 
 KCMP_VM, KCMP_FILES, KCMP_FS = 1, 2, 3
-_SHARED = {
+EPERM = 1
+SHARED = {
     KCMP_VM: "they share their memory (clone(CLONE_VM)) without being threads of one process",
     KCMP_FILES: "they share one table of descriptors (clone(CLONE_FILES)), and neither is the other's parent",
     KCMP_FS: "they share their current directory and umask (clone(CLONE_FS)), and neither is the other's parent",
@@ -46,17 +49,33 @@ _NAMESPACES = ("mnt", "net", "ipc", "uts", "cgroup", "pid_for_children", "time_f
 def unsupported(pids: Sequence[int]) -> list[Reason]:
     """Which sharing in a tree cannot be kept. `pids` are its living processes.
 
-    Raises:
-        OSError: this host withholds kcmp(2), so nothing can be told.
+    Where this host withholds kcmp(2), what processes share is found under the freeze (torpor.dump.self_report).
     """
-    syscall(NR.kcmp, os.getpid(), os.getpid(), KCMP_VM, 0, 0)
-    reasons = _lasting(pids)
+    reasons = _lasting(pids) if probe().kcmp else []
     for pid in pids:
         try:
             reasons += _within(pid)
         except (FileNotFoundError, ProcessLookupError):
             continue  # it ended
     return reasons
+
+
+def compare(pid: int, other: int, kind: int, *more: Argument) -> int:
+    """What kcmp(2) answers: 0 if something is the same, 1 or 2 if not, or a negated errno."""
+    return try_syscall(NR.kcmp, pid, other, kind, *more) if probe().kcmp else -EPERM
+
+
+_known: dict[int, frozenset[int]] = {}
+
+
+@contextmanager
+def known(pid: int, kinds: frozenset[int]) -> Iterator[None]:
+    """Within the block, it is known what a frozen process shares with its parent: KCMP_FILES, KCMP_FS."""
+    _known[pid] = kinds
+    try:
+        yield
+    finally:
+        del _known[pid]
 
 
 def clone_flags(process: pb.Process) -> int:
@@ -74,11 +93,11 @@ def validate_form(process: pb.Process) -> Iterator[str]:
 
 def _lasting(pids: Sequence[int]) -> list[Reason]:
     """What processes share for longer than a child shares with its parent between vfork or posix_spawn and execve."""
-    found = [reason for kind in _SHARED for reason in _between(pids, kind)]
+    found = [reason for kind in SHARED for reason in _between(pids, kind)]
     deadline = time.monotonic() + _PATIENCE
     while found and time.monotonic() < deadline:
         time.sleep(_PATIENCE / 50)
-        now = {reason for kind in _SHARED for reason in _between(pids, kind)}
+        now = {reason for kind in SHARED for reason in _between(pids, kind)}
         found = [reason for reason in found if reason in now]
     return found
 
@@ -89,7 +108,8 @@ def with_parent(pid: int, tree: Container[int], kind: int) -> bool:
         parent = procfs.stat(pid).ppid
     except (FileNotFoundError, ProcessLookupError):
         return False  # it ended
-    return try_syscall(NR.kcmp, pid, parent, kind) == 0 and parent in tree
+    same = kind in _known[pid] if pid in _known else compare(pid, parent, kind) == 0
+    return same and parent in tree
 
 
 def _between(pids: Sequence[int], kind: int) -> Iterator[Reason]:
@@ -105,11 +125,11 @@ def _between(pids: Sequence[int], kind: int) -> Iterator[Reason]:
         low, high = 0, len(ordered)
         while low < high:
             middle = (low + high) // 2
-            order = try_syscall(NR.kcmp, pid, ordered[middle], kind)
+            order = compare(pid, ordered[middle], kind)
             if order == 0:
                 if procfs.is_ending(pid, pid) or procfs.is_ending(ordered[middle], ordered[middle]):
                     break  # both have released everything
-                yield Reason(f"{describe_process(pid)} and {describe_process(ordered[middle])}", _SHARED[kind])
+                yield Reason(f"{describe_process(pid)} and {describe_process(ordered[middle])}", SHARED[kind])
                 break
             low, high = (low, middle) if order == 1 else (middle + 1, high)
         else:
@@ -133,7 +153,7 @@ def _within(pid: int) -> Iterator[Reason]:
                 what.add("a security label")
         except (FileNotFoundError, ProcessLookupError):
             continue  # it ended
-        if try_syscall(NR.kcmp, pid, tid, KCMP_FS) in (1, 2):
+        if compare(pid, tid, KCMP_FS) in (1, 2):
             what.add("a current directory")
         if what and not procfs.is_ending(pid, tid):  # one that ends has released what it shared
             owned = ", ".join(sorted(what))

@@ -26,6 +26,7 @@ from torpor.arch.x86_64 import NR
 from torpor.errors import Reason
 from torpor.image import image_pb2 as pb
 from torpor.objects.part import EnteredTree, Stage, Step
+from torpor.objects.process import sharing
 from torpor.objects.sysv.belonging import (
     IPC_SET,
     IPC_STAT,
@@ -199,7 +200,7 @@ def grab(ids: Sequence[int], askers: Mapping[int, Ask]) -> tuple[list[Set], list
 def own(name: str, pid: int, tids: Sequence[int]) -> Iterator[Reason]:
     """Refuse threads with adjustments of their own (clone(2) without CLONE_SYSVSEM): only the first thread is asked."""
     for tid in tids:
-        if tid != pid and try_syscall(NR.kcmp, pid, tid, KCMP_SYSVSEM) in (1, 2):
+        if tid != pid and sharing.compare(pid, tid, KCMP_SYSVSEM) in (1, 2):
             yield Reason(f"{name}, thread {tid}", "it has SEM_UNDO adjustments of its own, which is not kept")
 
 
