@@ -20,8 +20,8 @@ import select
 import socket
 import termios
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
@@ -238,12 +238,12 @@ class Udp(Kind[UdpState]):
 
     def open(self, mine: dict[int, Description], opening: Opening) -> None:
         """Bind all sockets, send the unread datagrams, then connect."""
-        ports = Counter(_port(description.udp) for description in mine.values())
+        unlike = _unlike(description.udp for description in mine.values())
         with ExitStack() as stack:
             made: dict[int, socket.socket] = {}
             for index, description in mine.items():
                 with naming(description):
-                    share = ports[_port(description.udp)] > 1
+                    share = _port(description.udp) in unlike
                     made[index] = stack.enter_context(_bound(description.udp, share=share))
             for index, description in mine.items():
                 with naming(description):
@@ -289,14 +289,23 @@ def _port(udp: UdpSocket) -> int:
     return where.port if where else 0
 
 
+def _unlike(mine: Iterable[UdpSocket]) -> set[int]:
+    """The ports that several sockets have, and no option that all of these have by now lets them."""
+    found: dict[int, list[set[common.Key]]] = defaultdict(list)
+    for udp in mine:
+        found[_port(udp)].append({(one.level, one.name) for one in udp.options if any(one.value)})
+    shared = {port: options for port, options in found.items() if port and len(options) > 1}
+    return {port for port, options in shared.items() if not set(REUSES).intersection(*options)}
+
+
 def _bound(udp: UdpSocket, *, share: bool = False) -> socket.socket:
-    """A socket that is bound as it was. `share`: others have its port, though the option may be off by now."""
+    """A socket that is bound as it was. `share`: others have its port, too, and it must be allowed for now."""
     sock = socket.socket(udp.family, socket.SOCK_DGRAM, socket.IPPROTO_UDP)
     try:
         for option in udp.options:
             if (option.level, option.name) in BEFORE_BIND:
                 common.set_option(sock, (option.level, option.name), option.value)
-        if share and not any(sock.getsockopt(*key) for key in REUSES):
+        if share:
             for key in REUSES:
                 sock.setsockopt(*key, 1)
         if (where := _address(udp.local)) is not None and where.port:

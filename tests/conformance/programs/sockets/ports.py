@@ -95,6 +95,18 @@ def unwilling() -> tuple[list[socket.socket], list[Pair]]:
     return [everywhere, here, careful, six, deferring, ended, rebound], pairs
 
 
+def unlike() -> Pair:
+    """Two that could share a port, and have no option in common by now."""
+    first, second = (socket.socket(socket.AF_INET, DATAGRAMS) for _ in range(2))
+    for sock in (first, second):
+        for option in (ADDRESS, PORT):
+            sock.setsockopt(*option, 1)
+        sock.bind(first.getsockname() if sock is second else ("127.0.0.1", 0))
+    first.setsockopt(*ADDRESS, 0)
+    second.setsockopt(*PORT, 0)
+    return first, second
+
+
 def numbers(sock: socket.socket) -> list[object]:
     options = [ADDRESS, PORT]
     if sock.type == socket.SOCK_STREAM:
@@ -119,14 +131,8 @@ def main() -> None:
     generous.setsockopt(*DEFER, 600)
     early = [socket.create_connection(groups[3][1].getsockname()) for _ in range(4)]
     groups[3][1].listen(0)  # fewer than wait already
-    everything = [
-        *(one for group in (*groups, *pairs) for one in group),
-        alone,
-        *unwilling_ones,
-        *sharing,
-        generous,
-        strict,
-    ]
+    everything = [*(one for group in (*groups, *pairs) for one in group), alone, *unwilling_ones, *sharing]
+    everything += [generous, strict, *unlike()]
     before = [*map(numbers, everything)]
     ready_and_wait()
 
