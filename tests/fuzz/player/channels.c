@@ -49,8 +49,10 @@ static long tcp(const long *a)
 	struct sockaddr_in four = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
 	struct sockaddr *at = a[3] % 2 ? (struct sockaddr *)&six : (struct sockaddr *)&four;
 	socklen_t size = a[3] % 2 ? sizeof(six) : sizeof(four);
-	int listener = socket(at->sa_family, SOCK_STREAM, 0), fds[2];
+	int listener = socket(at->sa_family, SOCK_STREAM, 0), on = 1, fds[2];
 
+	/* What is accepted inherits it: in TIME_WAIT it would keep the port for a minute from a restore otherwise. */
+	setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
 	fds[0] = socket(at->sa_family, SOCK_STREAM, 0);
 	if (bind(listener, at, size) || listen(listener, 3) || getsockname(listener, at, &size) ||
 	    connect(fds[0], at, size)) {

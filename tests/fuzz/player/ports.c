@@ -12,6 +12,9 @@
 enum { GROUP, WILDCARD_IN_GROUP, WILDCARD, BOTH_FAMILIES, DATAGRAM_GROUP, DATAGRAMS, HOWS };
 
 static int on = 1, off;
+/* Closing resets a connection, also one that a listener accepts: in TIME_WAIT it would keep the port for a minute from a
+ * restore whose listener has no SO_REUSEADDR by now. */
+static const struct linger reset = {.l_onoff = 1};
 
 static long failed(int fd)
 {
@@ -64,6 +67,7 @@ static long at_port(const long *a)
 	if (bind(fds[1], (struct sockaddr *)&four, size))
 		return failed(fds[0]), failed(fds[1]);
 	for (int i = 0; i < 2; i++) {
+		setsockopt(fds[i], SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
 		if (!datagrams && a[3] >> i & 1 && !listen(fds[i], (int)(a[3] >> 4 & 3)) && a[3] >> (i + 2) & 1)
 			shutdown(fds[i], SHUT_RDWR);
 		/* Of a group the kernel chooses one for each connection: `connect_to` must know of it. */
@@ -96,6 +100,7 @@ static long connect_to(const long *a)
 	if (at.ss_family == AF_INET6 && IN6_IS_ADDR_UNSPECIFIED(&six->sin6_addr))
 		six->sin6_addr = in6addr_loopback;
 	int fd = socket(at.ss_family, type | SOCK_NONBLOCK, 0);
+	setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof(reset));
 	if (connect(fd, (struct sockaddr *)&at, size) && errno != EINPROGRESS)
 		return failed(fd);
 	struct pollfd one = {.fd = fd, .events = POLLOUT};
@@ -105,6 +110,7 @@ static long connect_to(const long *a)
 	}
 	if (a[2] % 4 == 0)
 		send(fd, "first", 5, MSG_NOSIGNAL);
+	dup(fd); /* one that is closed before it is accepted is lost (docs/objects.md) */
 	return place_fd(fd, a[1]);
 }
 
