@@ -91,7 +91,7 @@ class Filter(_message.Message):
     def __init__(self, code: _Optional[bytes] = ..., flags: _Optional[int] = ...) -> None: ...
 
 class Bundle(_message.Message):
-    __slots__ = ("path", "size", "mode", "mtime_ns", "pages", "uid", "gid")
+    __slots__ = ("path", "size", "mode", "mtime_ns", "pages", "uid", "gid", "attributes")
     PATH_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
@@ -99,6 +99,7 @@ class Bundle(_message.Message):
     PAGES_FIELD_NUMBER: _ClassVar[int]
     UID_FIELD_NUMBER: _ClassVar[int]
     GID_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
     path: bytes
     size: int
     mode: int
@@ -106,23 +107,26 @@ class Bundle(_message.Message):
     pages: PageTable
     uid: int
     gid: int
-    def __init__(self, path: _Optional[bytes] = ..., size: _Optional[int] = ..., mode: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., pages: _Optional[_Union[PageTable, _Mapping]] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ...) -> None: ...
+    attributes: _containers.RepeatedCompositeFieldContainer[SharedMemory.Attribute]
+    def __init__(self, path: _Optional[bytes] = ..., size: _Optional[int] = ..., mode: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., pages: _Optional[_Union[PageTable, _Mapping]] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., attributes: _Optional[_Iterable[_Union[SharedMemory.Attribute, _Mapping]]] = ...) -> None: ...
 
 class Place(_message.Message):
-    __slots__ = ("path", "mode", "uid", "gid", "used", "mtime_ns")
+    __slots__ = ("path", "mode", "uid", "gid", "used", "mtime_ns", "attributes")
     PATH_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     UID_FIELD_NUMBER: _ClassVar[int]
     GID_FIELD_NUMBER: _ClassVar[int]
     USED_FIELD_NUMBER: _ClassVar[int]
     MTIME_NS_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
     path: bytes
     mode: int
     uid: int
     gid: int
     used: bool
     mtime_ns: int
-    def __init__(self, path: _Optional[bytes] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., used: bool = ..., mtime_ns: _Optional[int] = ...) -> None: ...
+    attributes: _containers.RepeatedCompositeFieldContainer[SharedMemory.Attribute]
+    def __init__(self, path: _Optional[bytes] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., used: bool = ..., mtime_ns: _Optional[int] = ..., attributes: _Optional[_Iterable[_Union[SharedMemory.Attribute, _Mapping]]] = ...) -> None: ...
 
 class Content(_message.Message):
     __slots__ = ("digest", "whole")

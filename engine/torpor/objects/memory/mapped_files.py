@@ -1,7 +1,9 @@
 """Files that are mapped or executed: the image refers to them, and a restore checks that they are the same.
 
-The same means: with the same GNU build id, or if a file has none, the same size and modification time. Documented in:
-elf(5) on notes; the build id is an NT_GNU_BUILD_ID note with the name "GNU".
+The same means: of the same size, and with the same GNU build id, or if a file has none, the same modification time.
+patchelf and strip change a file, but not its build id.
+
+Documented in: elf(5) on notes; the build id is an NT_GNU_BUILD_ID note with the name "GNU".
 """
 
 from __future__ import annotations
@@ -193,8 +195,11 @@ def validate(image: pb.Tree, openers: Openers) -> Iterator[Reason]:
                     if became is Change.UNKNOWN:
                         why = "it is too large for a hash, or was written before it had one: a change cannot be told"
                     yield Reason(subject, why, "put the old file back", changed=os.fsdecode(file.path))
-            elif file.build_id and build_id(fd) != file.build_id:
-                yield Reason(subject, "it is another build than the one in memory", "install that version again")
+            elif file.build_id and (build_id(fd), status.st_size) != (file.build_id, file.size):
+                why = "it is another build than the one in memory"
+                if build_id(fd) == file.build_id:
+                    why = f"it has the same build id, but {status.st_size} bytes, not {file.size}: it was changed since"
+                yield Reason(subject, why, "install that version again")
             elif not file.build_id and (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
                 needed = max((vma.offset + vma.end - vma.start for vma in _of(image, index)), default=0)
                 usable = status.st_size >= min(needed, file.size)  # else there would be pages without a file
@@ -327,9 +332,9 @@ def _is_there(file: pb.FileRef, opener: Opener) -> bool:
         return False
     try:
         status = os.fstat(fd)
-        if file.build_id:
-            return stat.S_ISREG(status.st_mode) and build_id(fd) == file.build_id
-        return stat.S_ISREG(status.st_mode) and (status.st_size, status.st_mtime_ns) == (file.size, file.mtime_ns)
+        if not stat.S_ISREG(status.st_mode) or status.st_size != file.size:
+            return False
+        return build_id(fd) == file.build_id if file.build_id else status.st_mtime_ns == file.mtime_ns
     finally:
         os.close(fd)
 

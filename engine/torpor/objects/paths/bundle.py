@@ -22,7 +22,7 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -35,14 +35,14 @@ from torpor.errors import CheckpointFailed, Reason, Refused, RestoreFailed
 from torpor.image import image_pb2 as pb
 from torpor.objects.memory.own_pages import PageWriter
 from torpor.objects.memory.shared_memory import LONGEST_NAME
-from torpor.objects.paths import fingerprints, own_places
+from torpor.objects.paths import file_attributes, fingerprints, own_places
 from torpor.objects.paths.file_content import fill, make_room
 from torpor.objects.paths.file_names import DELETED, MAKESHIFT, OF_KERNEL
 from torpor.objects.paths.opener import Opener, Openers, paths_of
 from torpor.objects.paths.own_places import Made
 from torpor.objects.paths.rollback import Rollback
 from torpor.objects.paths.same_file import open_same
-from torpor.objects.paths.small_files import SmallFiles
+from torpor.objects.paths.small_files import Attribute, SmallFiles
 from torpor.remote.sys import closed_on_error, memfd_create
 from torpor.store import SnapshotReader
 
@@ -94,7 +94,7 @@ def store(
         if copy.name in used:
             for described in _files(image, copy.name):
                 copy.note(described)
-            out.store_shared(copy, _add(copy.name, copy.status, image).pages)
+            out.store_shared(copy, _add(copy.name, copy.status, copy.attributes, image).pages)
     wanted, notices = _wanted(image, along)
     known = {bundled.path for bundled in image.bundles}
     mapped = {file.path for file in fingerprints.files_mapped_to_write(image)}
@@ -203,13 +203,13 @@ def _leased(image: pb.Tree) -> set[bytes]:
 
 def _store(path: bytes, fd: int, size: int, image: pb.Tree, out: PageWriter) -> bytes:
     """Write one file to the image, up to `size`. Returns the hash of that content."""
-    bundled = _add(path, os.fstat(fd), image)
+    bundled = _add(path, os.fstat(fd), file_attributes.extended(fd), image)
     bundled.size = min(bundled.size, size)
     out.store_file(fd, bundled.size, bundled.pages)
     return fingerprints.digest(fd, bundled.size, whole=True)
 
 
-def _add(path: bytes, status: os.stat_result, image: pb.Tree) -> pb.Bundle:
+def _add(path: bytes, status: os.stat_result, attributes: Sequence[Attribute], image: pb.Tree) -> pb.Bundle:
     return image.bundles.add(
         path=path,
         size=status.st_size,
@@ -217,6 +217,7 @@ def _add(path: bytes, status: os.stat_result, image: pb.Tree) -> pb.Bundle:
         mtime_ns=status.st_mtime_ns,
         uid=status.st_uid,
         gid=status.st_gid,
+        attributes=attributes,
     )
 
 
@@ -250,7 +251,7 @@ def put_back(image: pb.Tree, reader: SnapshotReader, openers: Openers, behind: R
             if path in bundles and not os.path.lexists(path):
                 opener = openers.path(path).straight()
                 own_places.make_folders(image, path, made, opener)
-                _put_back(bundles[path], reader, image, opener)
+                _put_back(bundles[path], reader, image, opener, made)
                 made.undo.append(partial(opener.unlink, path))
         made.settle()
     except BaseException as error:
@@ -275,7 +276,7 @@ def named(image: pb.Tree) -> Iterator[bytes]:
         yield image.files[index].path
 
 
-def _put_back(bundled: pb.Bundle, reader: SnapshotReader, image: pb.Tree, opener: Opener) -> None:
+def _put_back(bundled: pb.Bundle, reader: SnapshotReader, image: pb.Tree, opener: Opener, made: Made) -> None:
     """Write it under another name first: if the restore is killed, nothing incomplete has the file's name."""
     if OF_KERNEL.match(bundled.path) or not bundled.path.startswith(b"/"):
         raise RestoreFailed(f"the image has a bundled file with an impossible name: {bundled.path!r}")
@@ -285,7 +286,7 @@ def _put_back(bundled: pb.Bundle, reader: SnapshotReader, image: pb.Tree, opener
         try:
             make_room(fd, bundled.size)
             fill(fd, bundled.pages, bundled.size, reader)
-            own_places.give(fd, bundled, image)
+            own_places.give(fd, bundled, image, made)
             os.utime(fd, ns=(bundled.mtime_ns, bundled.mtime_ns))
             os.fsync(fd)
             opener.rename(draft, bundled.path)

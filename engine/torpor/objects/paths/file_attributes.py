@@ -13,7 +13,8 @@ import errno
 import fcntl
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -31,7 +32,7 @@ _KEPT_FLAGS = 0x1 | 0x2 | 0x4 | 0x8 | 0x40 | 0x80 | 0x8000 | 0x800000
 _FORBIDDING = 0x10 | 0x20
 """FS_IMMUTABLE_FL, FS_APPEND_FL."""
 _USERS = "user."
-_ACCESS_LIST = "system.posix_acl_access"
+_ACCESS_LISTS = ("system.posix_acl_access", "system.posix_acl_default")
 _OF_MODULES = ("security.selinux", "security.apparmor", "security.SMACK64", "security.ima", "security.evm")
 _HAS_NONE = (errno.ENOTSUP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS)
 """Errors of file systems without attributes or without flags."""
@@ -55,8 +56,8 @@ class Attributes:
 def take(fd: int, seals: int = 0) -> Attributes:
     """Read the attributes of an open file, whatever its access mode. Raises OSError."""
     flags = _asked(lambda: fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(_FLAGS.size)), bytes(_FLAGS.size))
-    names: list[str] = _asked(lambda: sorted(os.listxattr(fd)), [])
-    kept = [name for name in names if name.startswith(_USERS) or name == _ACCESS_LIST]
+    names = _names(fd)
+    kept = [name for name in names if _is_kept(name)]
     found = _FLAGS.unpack(flags)[0]
     return Attributes(
         seals,
@@ -65,6 +66,26 @@ def take(fd: int, seals: int = 0) -> Attributes:
         tuple(name for name in names if name not in kept and name not in _OF_MODULES),
         bool(found & _FORBIDDING),
     )
+
+
+def extended(target: int | bytes) -> list[pb.SharedMemory.Attribute]:
+    """The extended attributes of a file that are kept, by a descriptor or a path, whose last link is not followed."""
+    found = []
+    for name in filter(_is_kept, _names(target)):
+        with suppress(OSError):  # it was removed just now
+            options = {} if isinstance(target, int) else {"follow_symlinks": False}
+            value = os.getxattr(target, name, **options)
+            found.append(pb.SharedMemory.Attribute(name=os.fsencode(name), value=value))
+    return found
+
+
+def _names(target: int | bytes) -> list[str]:
+    options = {} if isinstance(target, int) else {"follow_symlinks": False}
+    return _asked(lambda: sorted(os.listxattr(target, **options)), [])
+
+
+def _is_kept(name: str) -> bool:
+    return name.startswith(_USERS) or name in _ACCESS_LISTS
 
 
 def _asked(ask: Callable[[], T], otherwise: T) -> T:
@@ -108,14 +129,8 @@ def restore(fd: int, shared: pb.SharedMemory, opener: Opener) -> Iterator[str]:
     Raises:
         OSError: its mode or times cannot be set.
     """
-    for one in shared.attributes:
-        name = os.fsdecode(one.name)
-        if not name.startswith(_USERS) and name != _ACCESS_LIST:
-            continue  # no checkpoint writes others
-        try:
-            os.setxattr(fd, name, one.value)
-        except OSError as error:
-            yield f"{_name(shared)} has no attribute {name} any more: {error.strerror}"
+    for why in restore_extended(fd, shared.attributes):
+        yield f"{_name(shared)} {why}"
     if shared.HasField("mtime_ns"):
         yield from _give_owner(fd, shared)
     mode = shared.mode & _MODE
@@ -126,6 +141,18 @@ def restore(fd: int, shared: pb.SharedMemory, opener: Opener) -> Iterator[str]:
     os.fchmod(fd, mode)
     if shared.HasField("mtime_ns"):
         os.utime(fd, ns=(shared.atime_ns, shared.mtime_ns))
+
+
+def restore_extended(fd: int, attributes: Iterable[pb.SharedMemory.Attribute]) -> Iterator[str]:
+    """Set extended attributes of a new file. Yields what failed: ``has no attribute user.x any more: ...``"""
+    for one in attributes:
+        name = os.fsdecode(one.name)
+        if not _is_kept(name):
+            continue  # no checkpoint writes others
+        try:
+            os.setxattr(fd, name, one.value)
+        except OSError as error:
+            yield f"has no attribute {name} any more: {error.strerror}"
 
 
 def _give_owner(fd: int, shared: pb.SharedMemory) -> Iterator[str]:

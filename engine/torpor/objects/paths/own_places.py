@@ -27,6 +27,7 @@ from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.errors import ImageDamaged
 from torpor.image import image_pb2 as pb
+from torpor.objects.paths import file_attributes
 from torpor.objects.paths.file_names import OF_KERNEL
 from torpor.objects.paths.opener import Opener, Openers, paths_of
 from torpor.objects.paths.small_files import SmallFiles
@@ -134,6 +135,7 @@ def _place(path: bytes, status: os.stat_result, *, used: bool) -> pb.Place:
         gid=status.st_gid,
         used=used,
         mtime_ns=status.st_mtime_ns,
+        attributes=file_attributes.extended(path),
     )
 
 
@@ -206,7 +208,7 @@ def make(image: pb.Tree, openers: Openers, made: Made) -> None:
             opener.mkfifo(fifo.path)
             made.undo.append(partial(opener.unlink, fifo.path))
             with _opened(fifo, os.O_RDWR | os.O_NONBLOCK, opener) as fd:
-                give(fd, fifo, image)
+                give(fd, fifo, image, made)
                 os.utime(fd, ns=(fifo.mtime_ns, fifo.mtime_ns))
             _tell(made, "named pipe", fifo.path)
 
@@ -222,7 +224,7 @@ def make_folders(image: pb.Tree, path: bytes, made: Made, opener: Opener) -> Non
             opener.mkdir(folder.path, 0o700)
             made.undo.append(partial(_remove_folder, folder.path, opener))
             with _opened(folder, os.O_RDONLY | os.O_DIRECTORY, opener) as fd:
-                give(fd, folder, image)
+                give(fd, folder, image, made)
             made.late.append(partial(_restore_time, folder, opener))
 
 
@@ -243,14 +245,16 @@ def _restore_time(folder: pb.Place, opener: Opener) -> None:
         os.utime(fd, ns=(folder.mtime_ns, folder.mtime_ns))
 
 
-def give(fd: int, one: pb.Bundle | pb.Place, image: pb.Tree) -> None:
-    """Give something new its owner and mode. Raises OSError."""
+def give(fd: int, one: pb.Bundle | pb.Place, image: pb.Tree, made: Made) -> None:
+    """Give something new its owner, extended attributes and mode. Raises OSError."""
     theirs = [process.credentials for process in image.processes]
     if not procfs.is_root():
         with suppress(OSError):  # this user is no longer in that group
             os.fchown(fd, -1, one.gid)
     elif any(one.uid in of.uids for of in theirs):
         os.fchown(fd, one.uid, one.gid)
+    for why in file_attributes.restore_extended(fd, one.attributes):
+        made.notices.append(f"{os.fsdecode(one.path)}, which is made again, {why}")
     kept = _OF_ALL
     if stat.S_ISDIR(os.fstat(fd).st_mode) and any(one.gid in (*of.gids, *of.groups) for of in theirs):
         kept |= stat.S_ISGID

@@ -23,12 +23,14 @@ import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeAlias
 
 from blake3 import blake3
 
 from torpor import procfs
 from torpor.errors import NO_ROOM
-from torpor.objects.paths import file_content
+from torpor.image.image_pb2 import SharedMemory
+from torpor.objects.paths import file_attributes, file_content
 from torpor.objects.paths.file_content import Buffers, Content
 from torpor.objects.paths.file_names import OF_KERNEL
 from torpor.objects.paths.fingerprints import File, note_stat
@@ -36,6 +38,8 @@ from torpor.objects.paths.same_file import key_of, open_same
 from torpor.objects.process import daemons
 from torpor.procfs import Mapping
 from torpor.util import settings
+
+Attribute: TypeAlias = SharedMemory.Attribute
 
 _LAG_NS = 100_000_000
 """Nanoseconds by which the time of a file that a job makes may lie before the job's start: it is that of the last tick
@@ -61,6 +65,8 @@ class Copy(Content):
     name: bytes = field(kw_only=True)
     """Its path in the image."""
     status: os.stat_result = field(kw_only=True)
+    attributes: list[Attribute] = field(kw_only=True)
+    """Its extended attributes."""
 
     def note(self, file: File) -> None:
         """Write the hash of the content to the image."""
@@ -137,7 +143,7 @@ class SmallFiles:
             if error.errno in NO_ROOM:
                 raise
             return  # not readable, or another: like any other file, it must be there at the restore
-        copy = Copy(name=os.fsencode(path), status=os.fstat(fd))
+        copy = Copy(name=os.fsencode(path), status=os.fstat(fd), attributes=file_attributes.extended(fd))
         file_content.copy(fd, copy, Buffers())  # all of them together are small
         self._copies[key_of(status)] = copy
         self._left -= copy.size

@@ -188,3 +188,22 @@ def test_what_some_may_write_and_others_only_read_is_opened_twice() -> None:
     vmas.add(kind=pb.Vma.SHARED, shared=0)
     vmas.add(kind=pb.Vma.SHARED, shared=1)
     assert mapped_both_ways(image) == {(pb.Vma.FILE_SHARED, 0), (pb.Vma.SHARED, 0)}
+
+
+def test_a_library_that_was_changed_has_the_same_build_id_but_another_size(tmp_path: Path) -> None:
+    """patchelf and strip keep the id."""
+    path = tmp_path / "program"
+    shutil.copy("/proc/self/exe", path)
+    with path.open("rb") as file:
+        known = build_id(file.fileno())
+    if not known:
+        pytest.skip("this Python has no build id")
+    image = pb.Tree()
+    image.processes.add().memory.vmas.add(kind=pb.Vma.FILE_PRIVATE, file=0)
+    image.files.add(path=os.fsencode(path), build_id=known, size=path.stat().st_size)
+    with Openers(image) as openers:
+        assert list(mapped_files.validate(image, openers)) == []
+        with path.open("ab") as file:
+            file.write(b"more")
+        (reason,) = mapped_files.validate(image, openers)
+    assert "it has the same build id, but" in reason.why

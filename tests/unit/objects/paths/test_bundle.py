@@ -6,6 +6,7 @@ import fcntl
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,9 @@ def test_a_file_is_put_back_as_it_was_with_its_directories(store: Store, folder:
     path.write_bytes(CONTENT)
     path.chmod(0o640)
     os.utime(path, ns=(5, 1_000_000_007))
+    with suppress(OSError):  # not every file system has them
+        os.setxattr(path, "user.tag", b"1")
+    attributes = os.listxattr(path)
     image = described(path)
     saved(store, image)
     path.unlink()
@@ -108,6 +112,7 @@ def test_a_file_is_put_back_as_it_was_with_its_directories(store: Store, folder:
     status = path.stat()
     assert (stat.S_IMODE(status.st_mode), status.st_mtime_ns) == (0o640, 1_000_000_007)
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o750
+    assert os.listxattr(path) == attributes
     assert os.listdir(path.parent) == ["file"], "no draft is left"
     made.remove()
     assert os.listdir(folder) == []

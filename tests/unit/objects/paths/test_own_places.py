@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,9 @@ def test_a_pipe_is_made_again_in_its_directories_with_mode_and_time(tmp_path: Pa
     for path, mode in ((folder / "pipe", 0o620), (folder, 0o3750), (folder.parent, 0o711)):
         path.chmod(mode)
         os.utime(path, ns=(5, 7_000_000_001))
+    with suppress(OSError):  # not every file system has them
+        os.setxattr(folder, "user.tag", b"of the folder")
+    attributes = {name: os.getxattr(folder, name) for name in os.listxattr(folder)}
     image = described(Path("/"))
     image.processes[0].fds.add(fd=1, description=0)
     image.descriptions.add().fifo.path = os.fsencode(folder / "pipe")
@@ -77,6 +81,7 @@ def test_a_pipe_is_made_again_in_its_directories_with_mode_and_time(tmp_path: Pa
     for path, status in was.items():
         now = path.stat()
         assert (now.st_mode, now.st_mtime_ns) == (status.st_mode, status.st_mtime_ns)
+    assert {name: os.getxattr(folder, name) for name in os.listxattr(folder)} == attributes
     assert stat.S_ISFIFO((folder / "pipe").stat().st_mode)
     assert made.notices == [f"the named pipe {folder / 'pipe'}, which the job had made, was missing and is made again"]
     (folder / "somebody's").touch()
