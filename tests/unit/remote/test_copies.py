@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -14,6 +15,7 @@ import pytest
 
 from tests.leaks import no_more_descriptors
 from torpor.remote import copies
+from torpor.remote.children import forked, sleep_with
 from torpor.remote.sys import pidfd_open
 
 F_GETSIG, F_SETSIG = 11, 10
@@ -72,19 +74,23 @@ def test_one_that_only_locates_a_file_has_nothing_to_share(tmp_path: Path, opene
 
 def test_what_was_sent_is_copied(opened: Callable[[int], int]) -> None:
     """Within the block, and for the process that has sent it alone; our own are there anyway."""
-    reader, writer = os.pipe()
-    opened(writer)
-    parent = opened(pidfd_open(os.getppid()))
-    me = opened(pidfd_open(os.getpid()))
-    with no_more_descriptors(), copies.sent_by(os.getppid(), {7: os.dup(reader)}):
-        for pidfd, number in ((parent, 7), (me, reader)):
-            copy = copies.copy_of(pidfd, number)
-            assert copies.is_same(copy, reader)
-            assert not os.get_inheritable(copy)
-            os.close(copy)
-        with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
-            copies.copy_of(parent, 8)
-        with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
-            copies.ours(1, 7)
-    opened(reader)
-    assert not copies._sent
+    reader, writer = map(opened, os.pipe())
+    me = os.getpid()
+    child = forked(lambda: sleep_with(me))
+    try:
+        own, its = opened(pidfd_open(me)), opened(pidfd_open(child))
+        with no_more_descriptors(), copies.sent_by(child, {7: os.dup(reader)}):
+            for pidfd, number in ((its, 7), (own, reader)):
+                copy = copies.copy_of(pidfd, number)
+                assert copies.is_same(copy, reader) and not copies.is_same(copy, writer)
+                assert not os.get_inheritable(copy)
+                os.close(copy)
+            for pid, number in ((child, 8), (child + 1, 7)):
+                with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+                    copies.ours(pid, number)
+            with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+                copies.copy_of(its, 8)
+        assert not copies._sent
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
