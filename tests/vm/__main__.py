@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tests.conformance.building import HERE as CONFORMANCE
 from tests.conformance.building import build, named
+from tests.vm.guest import YAMA
 from tests.vm.kernels import BUILD, KERNELS, Kernel, checkout_disk, prepare, root_disk
 from tests.vm.machine import Job, MachineFailed, Result, boot
 
@@ -80,6 +81,16 @@ def save(kernel: Kernel, images: Path) -> list[Result]:
     return played(kernel, Job(programs=list(PROGRAMS), save=list(ACROSS)), folder)
 
 
+def under_yama(kernel: Kernel, images: Path) -> list[Result]:
+    """Try each ptrace_scope, each in a machine of its own: the strictest lasts until the next boot."""
+    results: list[Result] = []
+    for scope in YAMA:
+        folder = images / f"{kernel.name}-scope-{scope}"
+        shutil.rmtree(folder, ignore_errors=True)
+        results += played(kernel, Job(scope=scope), folder, HOUR)
+    return results
+
+
 def wake(kernel: Kernel, images: Path, others: Sequence[Kernel]) -> list[Result]:
     """Wake on a kernel what others have saved."""
     folder = images / f"on-{kernel.name}"
@@ -110,6 +121,8 @@ def main(names: Sequence[str]) -> int:
     images = BUILD / "images"
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         saved = dict(zip(kernels, pool.map(partial(save, images=images), kernels), strict=True))
+        for kernel in kernels[:1]:
+            saved[kernel] += under_yama(kernel, images)
         able = [kernel for kernel, results in saved.items() if results[0].good]
         wakes = pool.map(lambda kernel: wake(kernel, images, [one for one in able if one != kernel]), able)
         woken = dict(zip(able, wakes, strict=True))

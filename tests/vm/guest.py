@@ -22,6 +22,7 @@ from tests.conformance.harness import Actor, Stage, Subject, restored
 from tests.leaks import MARK
 from tests.users import PROVE
 from tests.vm.machine import Job, Result
+from torpor.processes import children
 
 TORPOR = Path(sys.executable).with_name("torpor")
 LAUNCHER = "launch"
@@ -142,12 +143,53 @@ def woken_here(guest: Guest, stage: Stage, kept: Path) -> str:
     return ""
 
 
+YAMA: dict[int, tuple[int, str, str]] = {
+    1: (
+        0,
+        "only the program that launched a job can freeze it: start jobs with `torpor run`",
+        "You can freeze what you",
+    ),
+    2: (1, "nothing can be frozen (Yama's ptrace_scope is 2)", "sysctl kernel.yama.ptrace_scope=1"),
+    3: (1, "nothing can be frozen (Yama's ptrace_scope is 3)", "ptrace_scope 3 lasts until the next boot"),
+}
+"""For each ptrace_scope, the doctor's exit code and what it says."""
+
+
+def under_yama(scope: int) -> str:
+    """The doctor says what can be frozen. `torpor run --every` saves under 1, else the job runs and it says why not."""
+    status, *words = YAMA[scope]
+    ran = subprocess.run([str(TORPOR), "doctor"], capture_output=True, text=True, check=False)
+    said = " ".join((ran.stdout + ran.stderr).split())
+    assert ran.returncode == status, said
+    assert all(word in said for word in words), said
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        waits = f'until [ -n "$(ls {folder}/store/snapshots)" ]; do sleep 0.1; done' if scope == 1 else "sleep 5"
+        save = [str(TORPOR), "run", "--every", "1", "--store", f"{folder}/store"]
+        ran = subprocess.run([*save, "--", "sh", "-c", f"{waits}; exit 7"], capture_output=True, text=True, check=False)
+        assert ran.returncode == 7, ran.stderr
+        assert scope == 1 or f"ptrace_scope is {scope}" in ran.stderr or "trac" in ran.stderr, ran.stderr
+        job = subprocess.Popen([str(TORPOR), "run", "--", "sleep", "1000"])
+        try:
+            while not (found := children(job.pid)) or not (below := children(found[0])):
+                time.sleep(0.01)
+            other = [str(TORPOR), "checkpoint", str(below[0]), "--store", f"{folder}/store"]
+            refused = subprocess.run(other, capture_output=True, text=True, check=False)
+            assert refused.returncode and not refused.stdout, refused.stdout
+        finally:
+            job.terminate()
+            job.wait()
+    return f"run: {ran.stderr.strip()}; a sibling: {refused.stderr.strip()}"
+
+
 def main(shared: Path, results: Path) -> None:
     """Do the job."""
     os.environ[MARK] = uuid.uuid4().hex
     os.environ[PROVE] = "1"
     guest = Guest(shared, results)
     job = Job(**json.loads((shared / "job").read_text()))
+    if job.scope:
+        guest.attempt(f"Yama's ptrace_scope {job.scope}", lambda: under_yama(job.scope))
+        return
     if job.doctor and not guest.attempt("doctor", doctor):
         return  # nothing works here, and it says so
     if not (job.programs or job.save or job.wake):

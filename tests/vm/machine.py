@@ -55,6 +55,8 @@ class Job:
     """Those to save for other machines."""
     wake: list[str] = field(default_factory=list)
     """Names of machines whose images are to be woken: folders of the shared one."""
+    scope: int = 0
+    """Yama's ptrace_scope. If it is not 0, it is tried what the doctor says of it."""
 
 
 class MachineFailed(AssertionError):
@@ -66,9 +68,10 @@ def boot(kernel: Kernel, folder: Path, job: Job, programs: Path, seconds: float)
     booted = prepare(kernel)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "job").write_text(json.dumps(asdict(job)))
+    (folder / "scope").write_text(f"{job.scope}\n")
     (folder / "name").write_text(f"vm-{kernel.name.replace('.', '-')}")
     shutil.copytree(programs, folder / "bin", dirs_exist_ok=True)
-    logs = BUILD / "logs" / kernel.name
+    logs = BUILD / "logs" / folder.name
     shutil.rmtree(logs, ignore_errors=True)
     logs.mkdir(parents=True)
     with TemporaryDirectory(dir=BUILD) as draft:

@@ -193,16 +193,27 @@ def _locks_within_host(fd: int) -> bool:
         return any(mount_locks_locally(line) for line in mounts if line.split(" ", 1)[0] == mount)
 
 
+_LOCAL_OPTION = {
+    "lustre": "localflock",
+    "ocfs2": "localflocks",
+    "gfs2": "localflocks",
+    "cifs": "nobrl",
+    "smb3": "nobrl",
+}
+_LOCK_LOCALLY = ("beegfs", "beegfs_nodev", "fuse.rclone", "fuse.s3fs", "fuse.sshfs")
+
+
 def mount_locks_locally(line: str) -> bool:
     """Whether flock works within one host only, by a line of /proc/PID/mountinfo.
 
-    The options are those of nfs(5) and of Lustre's client mount.
+    The options are those of nfs(5), mount.cifs(8), Lustre's, OCFS2's and GFS2's. BeeGFS does not show its own
+    (tuneUseGlobalFileLocks), which is off by default. FUSE file systems of other hosts leave locks to this kernel.
     """
     kind, _, options = line.rsplit(" - ", 1)[1].rstrip("\n").split(" ", 2)
     words = set(options.split(","))
     if kind in ("nfs", "nfs4"):
         return bool(words & {"nolock", "local_lock=all", "local_lock=flock"})
-    return kind == "lustre" and "localflock" in words
+    return kind in _LOCK_LOCALLY or _LOCAL_OPTION.get(kind) in words
 
 
 def lock_shared(root: int, store: str) -> int | None:

@@ -207,6 +207,15 @@ def test_without_flock_saving_works_and_prune_refuses(store: Store, monkeypatch:
         ("lustre mgs:/scratch rw,flock", False),
         ("lustre mgs:/scratch rw,localflock", True),
         ("ext4 /dev/sda1 rw,nolock", False),
+        ("cifs //server/share rw,vers=3.1.1,nobrl", True),
+        ("cifs //server/share rw,vers=3.1.1", False),
+        ("smb3 //server/share rw,nobrl", True),
+        ("ocfs2 /dev/sdb rw,localflocks", True),
+        ("gfs2 /dev/sdb rw,localflocks", True),
+        ("gfs2 /dev/sdb rw", False),
+        ("beegfs beegfs_nodev rw,relatime,cfgFile=/etc/beegfs/beegfs-client.conf", True),
+        ("fuse.sshfs host:/scratch rw,user_id=1000", True),
+        ("fuse.glusterfs server:/volume rw", False),
     ],
 )
 def test_mounts_whose_locks_other_hosts_do_not_see(rest: str, locally: bool) -> None:

@@ -165,6 +165,9 @@ class MappedFiles:
 # Restore
 
 
+_ALONG = "or save it with --bundle-files: then the image has its programs and libraries"
+
+
 def validate(image: pb.Tree, openers: Openers) -> Iterator[Reason]:
     """Say which mapped or executed files are not what they were. A file that is mapped shared may have changed."""
     data = {vma.file for process in image.processes for vma in process.memory.vmas if vma.kind == pb.Vma.FILE_SHARED}
@@ -179,7 +182,7 @@ def validate(image: pb.Tree, openers: Openers) -> Iterator[Reason]:
         try:
             fd = _open(file, os.O_RDONLY, openers.file(index))
         except OSError as error:
-            yield Reason(subject, f"it cannot be opened: {error.strerror}", "put it back where it was")
+            yield Reason(subject, f"it cannot be opened: {error.strerror}", f"put it back where it was, {_ALONG}")
             continue
         try:
             status = os.fstat(fd)
@@ -199,7 +202,7 @@ def validate(image: pb.Tree, openers: Openers) -> Iterator[Reason]:
                 why = "it is another build than the one in memory"
                 if build_id(fd) == file.build_id:
                     why = f"it has the same build id, but {status.st_size} bytes, not {file.size}: it was changed since"
-                yield Reason(subject, why, "install that version again")
+                yield Reason(subject, why, f"install that version again, {_ALONG}")
             elif not file.build_id and (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
                 needed = max((vma.offset + vma.end - vma.start for vma in _of(image, index)), default=0)
                 usable = status.st_size >= min(needed, file.size)  # else there would be pages without a file
