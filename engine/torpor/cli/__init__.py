@@ -51,6 +51,7 @@ COMMANDS = (
     "ls",
     "show",
     "diff",
+    "init",
     "verify",
     "rm",
     "prune",
@@ -100,8 +101,11 @@ class Commands(click.Group):
         return list(COMMANDS)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Take `torpor help ls` for `torpor ls --help`."""
-        return super().parse_args(ctx, [*args[1:], "--help"] if args[:1] == ["help"] else args)
+        """Take `torpor help ls` for `torpor ls --help`. Say where an option of a command belongs."""
+        try:
+            return super().parse_args(ctx, [*args[1:], "--help"] if args[:1] == ["help"] else args)
+        except click.NoSuchOption as error:
+            ctx.fail(f"No such option: {error.option_name}. Options of a command go behind it: torpor ls --store DIR")
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -33,7 +33,7 @@ def command(as_json: bool) -> None:
     for heading in HEADINGS:
         table.add_column(heading, overflow="fold")
     for name, one in found.items():
-        value = "-" if values[name] is None else str(values[name])
+        value = settings.written(name, values[name])
         table.add_row(name, printable(value), printable(one.source), settings.SETTINGS[name].help)
     console().print(table)
     click.echo(f"\nFiles: {', '.join(map(printable, settings.files()))}")

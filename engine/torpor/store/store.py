@@ -63,14 +63,14 @@ class Store:
         except OSError as error:
             raise store_error(self.path, "cannot open it", error) from error
 
-    def create(self) -> None:
-        """Make the store if it is not there, in a new directory or an empty one.
+    def create(self, *, among_files: bool = False) -> None:
+        """Make the store if it is not there, in a new directory or an empty one, or with `among_files` in any.
 
-        Raises NotPermitted, and StoreError, also if the directory has other files. A saver makes it in any directory.
+        Raises NotPermitted, and StoreError, also if the directory has other files. A writer makes it in any directory.
         """
         if os.path.isdir(os.path.join(self.path, "snapshots")):
             return
-        if os.path.isdir(self.path):
+        if os.path.isdir(self.path) and not among_files:
             check_unused(self.path)
         Place(self.path, create=True).close()
 

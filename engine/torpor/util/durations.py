@@ -13,6 +13,15 @@ LONGEST: Final = 32
 _SPAN: Final = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", re.ASCII)
 
 
+def written(span: float) -> str:
+    """A time span as `seconds` reads it: whole seconds in the largest units."""
+    words, rest = "", int(span)
+    for unit, size in UNITS.items():
+        count, rest = divmod(rest, size)
+        words += f"{count}{unit}" if count else ""
+    return words or "0s"
+
+
 def seconds(text: str) -> float:
     """Parse a time span. Raises ValueError for zero, for more than a year, and for other text."""
     if len(text) > LONGEST:

@@ -90,6 +90,19 @@ def size(said: object) -> int:
     raise ValueError("it must be a size such as 4M, 512K, or 0 for none")
 
 
+def written(name: str, value: Any) -> str:
+    """A value of a setting as a file has it, without quotes; ``-`` for none."""
+    read = SETTINGS[name].read
+    if value is None:
+        return "-"
+    if read is _time:
+        return durations.written(value)
+    if read is size:
+        unit = max((one for one in _UNITS if value and value % _UNITS[one] == 0), key=_UNITS.__getitem__, default="")
+        return f"{value // _UNITS[unit]}{unit}"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 SETTINGS: Final = {
     setting.name: setting
     for setting in (

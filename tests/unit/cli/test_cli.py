@@ -160,6 +160,11 @@ def test_a_word_that_is_no_command(run: Torpor) -> None:
     assert run("help")[1] == run("--help")[1]
 
 
+def test_an_option_before_the_command(run: Torpor) -> None:
+    code, _, err = run("--store", "/data", "ls")
+    assert (code, "No such option: --store. Options of a command go behind it" in err) == (2, True)
+
+
 @pytest.mark.parametrize(
     "words", [["ls", "--json", "--what"], ["ls", "--what", "--json"], ["rm", "--json"], ["checkpoint", "0", "--json"]]
 )

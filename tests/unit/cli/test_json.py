@@ -73,6 +73,7 @@ def test_what_looks_into_a_store(run: Torpor, store: Store, tmp_path: Path) -> N
     run("export", before.id, file)
     assert len(run("rm", before.id)["snapshots"]) == 1
     run("import", file)
+    assert run("init") == {"store": store.path}
     assert len(run("prune", "--keep-last", "1")["snapshots"]) == 1
     next(Path(store.path).rglob("*.pack")).write_bytes(b"")
     assert not run("verify", "--all")["sound"]

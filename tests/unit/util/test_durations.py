@@ -18,6 +18,7 @@ from torpor.util import durations
 )
 def test_what_is_one(text: str, seconds: float) -> None:
     assert durations.seconds(text) == seconds
+    assert durations.seconds(durations.written(seconds)) == seconds
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,22 @@ def test_values(written: Written, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        *(("small-files", 4 << 20, "4M"), ("limit", 0, "0"), ("limit", 1000, "1000"), ("limit", 3 << 30, "3G")),
+        *(
+            ("prune.keep-within", 90000.0, "1d1h"),
+            ("prove", False, "false"),
+            ("metrics", None, "-"),
+            ("store", "/s", "/s"),
+        ),
+    ],
+)
+def test_a_value_is_shown_as_a_file_has_it(name: str, value: object, words: str) -> None:
+    assert settings.written(name, value) == words
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("store = 5", "store is 5: it must be the path of a directory"),
