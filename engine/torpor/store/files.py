@@ -338,7 +338,7 @@ def check_unused(path: str) -> None:
     if others:
         raise StoreError(
             f"{path} is not a store, and is not empty (it has {others[0]!r})",
-            advice="give a new or an empty directory with --store or $TORPOR_STORE, or run `torpor init --store` for it",
+            advice="name a new or an empty directory by --store or $TORPOR_STORE, or run `torpor init --store` on it",
         )
 
 

@@ -70,7 +70,7 @@ def test_the_exit_code_and_the_words_are_sbatchs(run: Torpor, monkeypatch: pytes
     script.write_text("#!/bin/sh\n")
     seen: list[Any] = []
 
-    def submitted(submission: submit.Submission, words: list[str]) -> tuple[str, int]:
+    def submitted(submission: submit.Submission, words: list[str], store: str) -> tuple[str, int]:
         seen.extend(words)
         return "Submitted batch job 12\n", 3
 
