@@ -76,6 +76,7 @@ def test_what_the_job_had_made_is_made_anew(as_user: User) -> None:
         path = as_user.tmp / "session" / name
         assert f"the directory {path}, which the job had made, was missing and is made again" in done.stderr
         assert path.stat().st_uid == as_user.uid
+    assert f"1 file was missing and is made again: {as_user.tmp / 'session/conf'}" in done.stderr
     assert f"the named pipe {as_user.tmp / 'session/pipe'}, which the job had made, was missing" in done.stderr
     os.kill(int(done.stdout), 10)
     await_file(as_user.tmp / "said")

@@ -115,9 +115,12 @@ def _must_be_there(image: pb.Tree, mapped: Set[bytes]) -> Iterator[str]:
     used = {one.file.path for one in image.descriptions if one.WhichOneof("kind") == "file"} | mapped
     names = sorted(path for path in used if path not in known and not OF_KERNEL.match(path))
     if names:
-        some = ", ".join(map(os.fsdecode, names[:_MOST_NAMES])) + (", ..." if len(names) > _MOST_NAMES else "")
         many = "1 file is" if len(names) == 1 else f"{len(names)} files are"
-        yield f"{many} not in the snapshot, and must be there at the wake: {some}"
+        yield f"{many} not in the snapshot, and must be there at the wake: {_some(names)}"
+
+
+def _some(names: Sequence[bytes]) -> str:
+    return ", ".join(map(os.fsdecode, names[:_MOST_NAMES])) + (", ..." if len(names) > _MOST_NAMES else "")
 
 
 def _store_all(image: pb.Tree, out: PageWriter, wanted: Mapping[bytes, _Wanted]) -> Iterator[Reason]:
@@ -240,6 +243,7 @@ def put_back(image: pb.Tree, reader: SnapshotReader, openers: Openers, behind: R
     """
     bundles = by_path(image)
     made = Made()
+    missing: list[bytes] = []
     try:
         if behind:
             for path in behind.paths:
@@ -249,11 +253,15 @@ def put_back(image: pb.Tree, reader: SnapshotReader, openers: Openers, behind: R
         own_places.make(image, openers, made)
         for path in sorted(named(image)):
             if path in bundles and not os.path.lexists(path):
+                missing += [] if behind and path in behind.paths else [path]
                 opener = openers.path(path).straight()
                 own_places.make_folders(image, path, made, opener)
                 _put_back(bundles[path], reader, image, opener, made)
                 made.undo.append(partial(opener.unlink, path))
         made.settle()
+        if missing:
+            many = "1 file was missing and is" if len(missing) == 1 else f"{len(missing)} files were missing and are"
+            made.notices.append(f"{many} made again: {_some(missing)}")
     except BaseException as error:
         made.remove()
         if isinstance(error, OSError):

@@ -73,8 +73,8 @@ def test_a_pipe_is_made_again_in_its_directories_with_mode_and_time(tmp_path: Pa
     own_places.note(image, began(0))
     was = {path: path.stat() for path in (folder / "pipe", folder, folder.parent)}
     (folder / "pipe").unlink()
-    os.removedirs(folder)
-    tmp_path.mkdir(exist_ok=True)
+    folder.rmdir()
+    folder.parent.rmdir()
     made = Made()
     own_places.make(image, Openers(image), made)
     made.settle()
