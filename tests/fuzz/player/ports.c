@@ -33,8 +33,7 @@ static bool is_six(int fd)
 	return !getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) && domain == AF_INET6;
 }
 
-/* two descriptors, how, who listens or is shut down, whose options are off again: two sockets at one port */
-static long at_port(const long *a)
+static long try_at_port(const long *a)
 {
 	long how = a[2] % HOWS;
 	bool datagrams = how >= DATAGRAM_GROUP;
@@ -76,6 +75,17 @@ static long at_port(const long *a)
 	}
 	long first = place_fd(fds[0], a[0]), second = place_fd(fds[1], a[1]);
 	return first < 0 || second < 0 ? -1 : 0;
+}
+
+/* two descriptors, how, who listens or is shut down, whose options are off again: two sockets at one port */
+static long at_port(const long *a)
+{
+	long result = try_at_port(a);
+
+	/* The kernel chooses the port for the first one; another program may have it in the other's family or address. */
+	for (int i = 0; i < 10 && result && errno == EADDRINUSE; i++)
+		result = try_at_port(a);
+	return result;
 }
 
 /* descriptor, descriptor for a new one, whether it sends something: a connection to where another socket is */

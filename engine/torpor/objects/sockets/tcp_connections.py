@@ -7,7 +7,8 @@ listener that had accepted it. Other clients that connect meanwhile are recogniz
 that is connected to itself connects to itself again.
 
 Until all sockets are made SO_REUSEADDR is on for each of them: they had their ports one after the other, while others
-were not bound yet or did not listen any more.
+were not bound yet or did not listen any more. A listener whose connections were not accepted yet gets its own options
+before these are made, since they inherit them.
 
 An end of a connection to the outside is connected to a socket of ours, which sends what had been received, and then
 resets or closes the connection.
@@ -136,6 +137,7 @@ def open_all(mine: dict[int, Description], opening: Opening) -> None:
                     continue
                 elif description.tcp.state in (TcpSocket.OUTSIDE, TcpSocket.ENDED):
                     _open_end(making, index, description.tcp)
+        _set_inherited(making)
         for deferred in (False, True):  # from now on nothing may be accepted
             if deferred:
                 _set_deferring(making)
@@ -389,6 +391,17 @@ def _set_last_options(sock: socket.socket, tcp: TcpSocket) -> None:
     wanted = {key: common.OPTIONS[key] for key in AT_LAST | tcp_ports.AFTER_CONNECTING}
     found = [option for option in tcp.options if (option.level, option.name) in wanted]
     common.set_options(sock, found, wanted, _fixed(tcp))
+
+
+def _set_inherited(making: _Making) -> None:
+    """Set the options that connections which were not accepted inherit from their listeners, as far as that is safe."""
+    pending = [one.tcp for one in making.mine.values() if one.tcp.state == TcpSocket.PENDING]
+    awaited = {addresses.address(tcp.remote).port for tcp in pending}
+    from_there = {addresses.address(tcp.local).port for tcp in pending}  # these ports are to be bound once more
+    for tcp, sock in making.own:
+        if addresses.address(tcp.local).port in awaited - from_there:
+            found = [option for option in tcp.options if (option.level, option.name) in tcp_ports.REUSES]
+            common.set_options(sock, found, dict.fromkeys(tcp_ports.REUSES, 4))
 
 
 def _set_deferring(making: _Making) -> None:

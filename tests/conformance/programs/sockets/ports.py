@@ -125,6 +125,10 @@ def main() -> None:
     alone.setsockopt(*ADDRESS, 0)
     (unwilling_ones, pairs), (sharing, more) = unwilling(), shared()
     pairs += [*more, through_a_closed_one(), through_a_closed_one()[::-1], to_itself()]
+    plain = socket.socket()
+    plain.bind(("127.0.0.1", 0))
+    plain.listen()
+    expected = socket.create_connection(plain.getsockname())
     generous, strict = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
     strict.setsockopt(*DEFER, 600)
     waiting, silent = (socket.create_connection(one.getsockname()) for one in (generous, strict))
@@ -152,6 +156,8 @@ def main() -> None:
                     with suppress(BlockingIOError):
                         listener.accept()[0].close()
                         taken += 1
+    accepted = plain.accept()[0]
+    same([accepted.getpeername(), *numbers(accepted)[1:3]], [expected.getsockname(), 0, 0], "who inherits no option")
     generous.settimeout(100)
     same(generous.accept()[1], waiting.getsockname(), "who came before the listener deferred")
     strict.setblocking(False)
@@ -161,8 +167,8 @@ def main() -> None:
     silent.sendall(b"now")
     strict.settimeout(100)
     same(strict.accept()[0].recv(10), b"now", "who has sent something by now")
-    accepted = [groups[3][1].accept()[0] for _ in early]
-    same({one.getpeername() for one in accepted}, {one.getsockname() for one in early}, "who waited to be accepted")
+    all_accepted = [groups[3][1].accept()[0] for _ in early]
+    same({one.getpeername() for one in all_accepted}, {one.getsockname() for one in early}, "who waited to be accepted")
     for group in groups[1:3]:
         with socket.socket(socket.AF_INET, DATAGRAMS) as sender:
             sender.sendto(b"to one of them", group[0].getsockname())
