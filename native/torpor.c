@@ -53,6 +53,18 @@ long tp_find_description(const struct tp_descriptor *wanted, const struct tp_des
 	return 0;
 }
 
+/* A socket has 30 to 60 options that are kept: one call from Python for each took two thirds of the time of a socket. */
+void tp_getsockopts(int fd, struct tp_option *options, size_t count, uint8_t *values)
+{
+	for (size_t i = 0; i < count; values += options[i++].room) {
+		uint32_t length = options[i].room;
+		long result = tp_syscall(SYS_getsockopt, fd, options[i].level, options[i].name, (long)values,
+					 (long)&length, 0);
+
+		options[i].length = result < 0 ? (int32_t)result : (int32_t)length;
+	}
+}
+
 int tp_register_set(uint32_t number, uint32_t *place)
 {
 	unsigned int size, offset, flags, d;

@@ -48,6 +48,16 @@ struct tp_descriptor {
 long tp_find_description(const struct tp_descriptor *wanted, const struct tp_descriptor *known, size_t count,
 			 size_t *place);
 
+/* A socket option to be read. */
+struct tp_option {
+	int32_t level, name;
+	uint32_t room;	/* for its value, in bytes */
+	int32_t length; /* of its value; or a negated errno */
+};
+
+/* Read options of a socket. The values are written one after the other, each into its room. */
+void tp_getsockopts(int fd, struct tp_option *options, size_t count, uint8_t *values);
+
 /*
  * Where this processor has a register set in a standard-format xsave area, by the number of its bit in XCR0: its offset
  * and its size, in bytes. Returns 0 if it has no such set.

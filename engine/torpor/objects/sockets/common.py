@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from torpor import procfs
+from torpor._native import ffi, lib
 from torpor.arch.x86_64 import NR
 from torpor.errors import Reason
 from torpor.image.image_pb2 import SockOpt
@@ -183,6 +184,9 @@ NETLINK: dict[Key, int] = {
     (270, name): 4
     for name in (3, 4, 5, 8, 10, 11, 12)
 }
+_FAMILY: tuple[tuple[Key, int], ...] = tuple(
+    ((_SOL, name), 4) for name in (socket.SO_DOMAIN, socket.SO_TYPE, socket.SO_PROTOCOL)
+)
 _LINGER: Key = (_SOL, socket.SO_LINGER)
 _LINGERS = struct.Struct("=2i")
 """struct linger."""
@@ -219,11 +223,7 @@ def number(fd: int, level: int, name: int) -> int:
 
 def family_of(fd: int) -> Family:
     """The family, type and protocol of a socket."""
-    return Family(
-        number(fd, _SOL, socket.SO_DOMAIN),
-        number(fd, _SOL, socket.SO_TYPE),
-        number(fd, _SOL, socket.SO_PROTOCOL),
-    )
+    return Family(*(int.from_bytes(value, "little") for value in _values(fd, _FAMILY).values()))
 
 
 def queued(fd: int, request: int = termios.FIONREAD) -> int:
@@ -250,11 +250,10 @@ def events(fd: int) -> int:
 
 def options(fd: int, wanted: dict[Key, int]) -> dict[Key, bytes]:
     """The values of those options that the kernel has for this socket; buffer sizes only if the program chose them."""
-    found = {}
-    for (level, name), size in wanted.items():
-        value = _filter(fd) if (level, name) == FILTER else if_known(fd, level, name, size)
-        if value is not None:
-            found[level, name] = value
+    sized = {key: size for key, size in wanted.items() if key != FILTER}
+    found = _values(fd, tuple(sized.items()))
+    if FILTER in wanted and (program := _filter(fd)) is not None:
+        found[FILTER] = program
     lock = if_known(fd, _SOL, buffers.SO_BUF_LOCK, 4)
     # A kernel before 5.14 does not say who chose the size: then the size is not restored.
     locked = struct.unpack("i", lock)[0] if lock else 0
@@ -262,6 +261,28 @@ def options(fd: int, wanted: dict[Key, int]) -> dict[Key, bytes]:
         if locked & bit:
             found[_SOL, name] = getsockopt(fd, _SOL, name)
     return found
+
+
+def _values(fd: int, wanted: tuple[tuple[Key, int], ...]) -> dict[Key, bytes]:
+    """The values of those options that the kernel has for this socket. `wanted` has the size of each."""
+    asked, rooms = bytearray(_request(wanted)), bytearray(sum(room for _, room in wanted))
+    with ffi.from_buffer("struct tp_option[]", asked) as request, ffi.from_buffer("uint8_t[]", rooms) as values:
+        lib.tp_getsockopts(fd, request, len(wanted), values)
+    found: dict[Key, bytes] = {}
+    at = 0
+    for (key, room), (length,) in zip(wanted, struct.iter_unpack("=12xi", asked), strict=True):
+        if length >= 0:
+            found[key] = bytes(rooms[at : at + length])
+        elif -length not in buffers.NOT_HERE:
+            raise OSError(-length, os.strerror(-length), NR.getsockopt.name)
+        at += room
+    return found
+
+
+@cache
+def _request(wanted: tuple[tuple[Key, int], ...]) -> bytes:
+    """An array of struct tp_option (native/torpor.h)."""
+    return b"".join(struct.pack("=2iIi", *key, room, 0) for key, room in wanted)
 
 
 def if_known(fd: int, level: int, name: int, size: int) -> bytes | None:

@@ -24,6 +24,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
 
 from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description, Membership, Tree, UdpSocket
@@ -63,6 +64,10 @@ OPTIONS4 = {**common.GENERAL, **common.UDP, **common.FILTERS}
 OPTIONS6 = {**common.TCP6, **common.UDP6, **OPTIONS4}
 
 
+Hosts = dict[int, set[IPv4Address | IPv6Address]]
+"""By port, the addresses to which sockets are bound."""
+
+
 @dataclass
 class UdpState:
     """A UDP socket as it was."""
@@ -84,6 +89,8 @@ class UdpState:
     """Whether empty datagrams may be missing in these."""
     shut: int = 0
     """Which sides the kernel says were shut down (RCV_SHUTDOWN, SEND_SHUTDOWN); 0 also if it says nothing."""
+    ours: Hosts = field(default_factory=dict)
+    """The addresses of all sockets of the tree."""
 
     @property
     def shut_read(self) -> bool:
@@ -141,6 +148,9 @@ class Udp(Kind[UdpState]):
             shut |= shut_udp(family)
         for open_file in with_port:
             open_file.state.shut = shut.get(open_file.stat.st_ino, 0)
+        ours = _hosts(addresses.address(open_file.state.local) for open_file in mine)
+        for open_file in mine:
+            open_file.state.ours = ours
 
     def unsupported(self, open_file: OpenFile[UdpState], tree: GrabbedDescriptors) -> Iterator[Unsupported]:
         """A restore must be able to send its unread datagrams again."""
@@ -153,9 +163,8 @@ class Udp(Kind[UdpState]):
             yield Unsupported(
                 "datagrams wait in it that the kernel may have joined (UDP_GRO)", "try again", passing=True
             )
-        ours = [addresses.address(other.state.local) for other in tree.of(Udp)] if state.messages else []
         for sender in dict.fromkeys(addresses.address(sender) for _, sender in state.messages):
-            if not any(_is_at(own, sender) for own in ours) and (why := _why_not_ours(sender)):
+            if not _can_send_from(state.ours, sender) and (why := _why_not_ours(sender)):
                 yield Unsupported(
                     f"datagrams from {sender} wait in it, and nothing in the tree has that address to send them again:"
                     f" {why}",
@@ -218,18 +227,17 @@ class Udp(Kind[UdpState]):
 
     def validate_free(self, mine: dict[int, Description], image: Tree) -> Iterator[Reason]:
         """The addresses must be available here, also those of unread datagrams."""
-        ours: list[Address | None] = []
+        ours = _hosts(where for one in mine.values() if (where := _address(one.udp.local)))
         senders: dict[Address, None] = {}
         for description in mine.values():
             where = _address(description.udp.local)
-            ours.append(where)
             senders |= dict.fromkeys(map(addresses.address, description.udp.senders))
             try:
                 _make(description.udp).close()
             except OSError as error:
                 yield _refused(where, error)
         for sender in senders:
-            if not any(own and _is_at(own, sender) for own in ours) and (why := _why_not_ours(sender)):
+            if not _can_send_from(ours, sender) and (why := _why_not_ours(sender)):
                 yield Reason(
                     f"the address {sender}",
                     f"datagrams that were not read came from it, and {why}",
@@ -335,6 +343,19 @@ def _peek(copy: int, state: UdpState) -> None:
     with peeking.Look(copy, state.socket.peek_offset, LONGEST, ends=ends) as look:
         state.messages = [(seen.content, seen.name) for seen in look]
         state.may_lack = look.may_have_missed
+
+
+def _hosts(ours: Iterable[Address]) -> Hosts:
+    found: Hosts = defaultdict(set)
+    for own in ours:
+        found[own.port].add(own.host)
+    return found
+
+
+def _can_send_from(ours: Hosts, sender: Address) -> bool:
+    """Whether one of these sockets can send from an address."""
+    hosts = ours.get(sender.port, ())
+    return sender.host in hosts or any(host.is_unspecified for host in hosts)
 
 
 def _is_at(own: Address, sender: Address) -> bool:

@@ -84,6 +84,8 @@ class UnixState:
     clients: list[OpenFile[UnixState] | None] = field(default_factory=list)
     """For a listener: the ends that it has not accepted, in order; None for one that is not in the tree."""
     diagnosis: Diagnosis | None = None
+    names: set[bytes] | None = None
+    """The names of all bound sockets of the tree; None until the other ends and names have been looked up."""
     bound_path: bytes = b""
     """The kernel's name for the file that it is bound to, which only root gets."""
     place: unix_paths.Place | None = None
@@ -169,7 +171,7 @@ class Unix(Kind[UnixState]):
             yield Unsupported("the kernel does not know it in this network namespace", passing=not tree.content)
         elif state.bound:
             yield from _unsupported_clients(state, tree)
-            yield from _unsupported_senders(state, tree)
+            yield from _unsupported_senders(state)
         elif state.known.name and (state.socket.family.type == socket.SOCK_DGRAM or state.waits_at is not None):
             yield Unsupported(
                 "it has a name, and its other end is closed, has none, or has not accepted it yet", "close it"
@@ -334,11 +336,13 @@ def may_hold_descriptors(open_file: OpenFile[UnixState]) -> bool:
 def _pair(tree: GrabbedDescriptors) -> None:
     """Note the kernel's data on every socket, once; not done under the freeze."""
     mine = tree.of(Unix)
-    if not mine or mine[0].state.known is not None:
+    if not mine or mine[0].state.names is not None:
         return
+    names: set[bytes] = set()
     by_inode = {open_file.stat.st_ino: open_file for open_file in mine}
-    for open_file in mine:
+    for open_file in mine:  # also those that the kernel does not know: they were closed meanwhile
         assert open_file.state.diagnosis
+        open_file.state.names = names
         known = open_file.state.known = open_file.state.diagnosis.sockets.get(open_file.stat.st_ino)
         if known and known.peer:
             open_file.state.peer = by_inode.get(known.peer)
@@ -349,6 +353,8 @@ def _pair(tree: GrabbedDescriptors) -> None:
                 client.state.waits_at = open_file
     for open_file in mine:
         open_file.state.place = _find_file(open_file, tree)
+        if open_file.state.known and open_file.state.bound:
+            names.add(open_file.state.known.name)
     if not procfs.is_root():  # root knows already
         _search_files(mine, tree)
 
@@ -371,13 +377,12 @@ def _unsupported_clients(state: UnixState, tree: GrabbedDescriptors) -> Iterator
             )
 
 
-def _unsupported_senders(state: UnixState, tree: GrabbedDescriptors) -> Iterator[Unsupported]:
+def _unsupported_senders(state: UnixState) -> Iterator[Unsupported]:
     """The senders of unread datagrams must be in the tree, to send them again."""
     if state.socket.family.type != socket.SOCK_DGRAM or not state.queue.messages:
         return
-    ours = {other.state.known.name for other in tree.of(Unix) if other.state.bound and other.state.known}
     for sender in dict.fromkeys(unix_paths.of(message.sender) for message in state.queue.messages):
-        if sender and sender not in ours:
+        if sender and sender not in (state.names or ()):
             yield Unsupported(
                 f"datagrams from {unix_paths.printable(sender)} wait in it, and nobody in the tree has that name",
                 "try again when they were received",
