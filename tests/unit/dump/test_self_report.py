@@ -32,7 +32,7 @@ def test_reports_are_asked_for_where_a_call_is_denied(monkeypatch: pytest.Monkey
     assert not self_report.is_needed()
     with self_report.reported([]):  # nobody is asked
         assert NR.sendmsg not in seccomp.made()
-    lesser = dataclasses.replace(probe(), **{"kcmp": True, "pidfd_getfd": True, lacks: False})
+    lesser = dataclasses.replace(probe(), kcmp=lacks != "kcmp", pidfd_getfd=lacks != "pidfd_getfd")
     for module in (self_report, seccomp):
         monkeypatch.setattr(module, "probe", lambda: lesser)
     assert self_report.is_needed()
