@@ -317,6 +317,8 @@ class Play:
         self._touched = True
         how = self._chance.choice(HOWS)
         again = how != "run" and self._chance.random() < 0.12 and not any(one.is_in_a_moment() for one in waiting)
+        # Of a program that has come to its end, processes may still be about to.
+        again = again and len(waiting) == len(self._playing())
         # Some are saved while they do something.
         early = [one for one in waiting if self._chance.random() < 0.2 and not again]
         for program in early:
