@@ -17,7 +17,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from tests.jupyter import TOKEN, Answer, Notebook, Server, running, wait_until
+from tests.jupyter import TOKEN, Answer, Notebook, Server, answers, connected, printed, running, wait_until
 from tests.users import User
 from torpor_jupyter.kernels.recorder import is_recorded
 
@@ -198,6 +198,28 @@ def test_hostile_names(ordinary_account: User) -> None:
         with pytest.raises(Answer, match="507"):
             server.torpor(kernel, f"/checkpoints/{damaged[0]['id']}/restore")
         path.unlink()
+
+
+@pytest.mark.soak
+def test_a_client_of_another_program(ordinary_account: User) -> None:
+    """As an editor's that has the kernel's connection file: it comes back by itself, and loses no request."""
+    with running(Server(ordinary_account)) as server:
+        _, kernel = server.new_session("work.ipynb")
+        (connection_file,) = server.runtime.glob("kernel-*.json")
+        with connected(connection_file) as client:
+            assert printed(client, "x = 1; print(x)") == "1\n"
+            first = server.torpor(kernel, "/checkpoints")["id"]
+            server.torpor(kernel, "/park")
+            sent = client.execute("x += 1")
+            server.torpor(kernel, "/resume")
+            while (reply := client.get_shell_msg(timeout=60))["parent_header"]["msg_id"] != sent:
+                pass
+            assert reply["content"]["status"] == "ok"
+            wait_until(lambda: answers(client), "its channels are back")
+            assert printed(client, "print(x)") == "2\n"
+            server.torpor(kernel, f"/checkpoints/{first}/restore")
+            wait_until(lambda: answers(client), "its channels are back")
+            assert printed(client, "print(x)") == "1\n"
 
 
 @contextmanager
