@@ -19,6 +19,7 @@ from torpor.errors import ImageDamaged, NotPermitted, StoreError
 from torpor.store.blocks import END_OF_OFFSETS, HASH, MAX_BLOCKS, ROW, BlockTable
 from torpor.store.files import DIRECTORY, PAGE, check_owner, open_file, read_exactly
 from torpor.store.store_pb2 import Envelope
+from torpor.util.sizes import readable
 from torpor.util.strict_protobuf import UnknownField, parse
 
 VERSION: Final = 1
@@ -111,10 +112,17 @@ def pack_header(pack: str) -> bytes:
 def encode(head: Envelope, blocks: BlockTable, body: bytes) -> list[bytes | bytearray]:
     """The bytes of a manifest, in pieces. Raises StoreError if it exceeds a limit of the format."""
     packed = head.SerializeToString()
-    if len(packed) > MAX_HEAD or len(body) > MAX_BODY or len(blocks) > MAX_BLOCKS or len(head.packs) > MAX_PACKS:
+    parts = (
+        (f"its head has {readable(len(packed))}", len(packed) > MAX_HEAD),
+        (f"its body has {readable(len(body))}", len(body) > MAX_BODY),
+        (f"it has {len(blocks)} blocks", len(blocks) > MAX_BLOCKS),
+        (f"it needs {len(head.packs)} packs", len(head.packs) > MAX_PACKS),
+    )
+    if too_large := [words for words, is_too_large in parts if is_too_large]:
         raise StoreError(
-            f"snapshot {head.id} is larger than the format allows",
-            advice="docs/format.md has the bounds of the head, the body and the number of blocks",
+            f"snapshot {head.id} is larger than the format allows: {', '.join(too_large)}",
+            advice="docs/format.md has the limits; what waits unread in pipes and sockets is in the body, and may be"
+            " less if you try again",
         )
     pieces: list[bytes | bytearray] = [
         FIXED.pack(MAGIC, VERSION, len(packed), len(blocks), len(body)),
