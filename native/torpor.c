@@ -28,6 +28,27 @@ void tp_zero_pages(const void *pages, size_t count, size_t page_size, uint8_t *o
 	}
 }
 
+long tp_read_pieces(int fd, const uint64_t *pieces, size_t count, void *buffer)
+{
+	char *to = buffer;
+
+	for (size_t i = 0; i < count; i++) {
+		uint64_t offset = pieces[2 * i], end = offset + pieces[2 * i + 1];
+
+		while (offset < end) {
+			long got = tp_syscall(SYS_pread64, fd, (long)to, (long)(end - offset), (long)offset, 0, 0);
+
+			if (got == -EINTR)
+				continue;
+			if (got <= 0)
+				return got ? got : -ESRCH;
+			offset += (uint64_t)got;
+			to += got;
+		}
+	}
+	return 0;
+}
+
 long tp_find_description(const struct tp_descriptor *wanted, const struct tp_descriptor *known, size_t count,
 			 size_t *place)
 {

@@ -36,6 +36,12 @@ size_t tp_batch_size(void);
 /* Mark in out[i] whether page i of count pages at pages holds only zeros. */
 void tp_zero_pages(const void *pages, size_t count, size_t page_size, uint8_t *out);
 
+/*
+ * Read count pieces, each an offset and a size, from a descriptor into buffer, one after the other. Returns 0, or a negated
+ * errno: -ESRCH at the end of the file, as /proc/PID/mem ends with its process.
+ */
+long tp_read_pieces(int fd, const uint64_t *pieces, size_t count, void *buffer);
+
 /* A descriptor of a process. */
 struct tp_descriptor {
 	int32_t pid, fd;

@@ -183,7 +183,9 @@ class WriteWatch:
                 watched += ((one.start, one.end) for one in run if one.huge)
             for start, end, _, of_huge in alone:
                 large = end - start >= _HUGE
-                written = pages.unprotected(start, end) if large else pages.written(start, end, again=again)
+                written = (
+                    pages.unprotected(start, end) if large else pages.written(start, end, again=again, backed=of_huge)
+                )
                 if written is None:  # new
                     found.append((start, end))
                     if again:
@@ -191,7 +193,7 @@ class WriteWatch:
                     continue
                 if again and large:
                     for first, last in _near(written):
-                        found += pages.written(first, last, again=True, huge=False) or ()
+                        found += pages.written(first, last, again=True, huge=False, backed=of_huge) or ()
                     # What is huge is left, also if it has just become so, or is not huge any more.
                     written = pages.unprotected(start, end) or []
                     huge += (one for first, last in _near(written) for one in pages.huge(first, last))
@@ -271,9 +273,10 @@ def _written_together(pages: memory.PageMap, run: Sequence[Private], *, again: b
         does not protect anything.
     """
     start, end = run[0].start, run[-1].end
+    of_huge = any(one.huge for one in run)
     if not again:
-        return pages.written(start, end, again=False)
+        return pages.written(start, end, again=False, backed=of_huge)
     left = pages.unprotected(start, end)
     if left is None:
         return None
-    return [one for first, last in _near(left) for one in pages.written(first, last, again=True) or ()]
+    return [one for first, last in _near(left) for one in pages.written(first, last, again=True, backed=of_huge) or ()]

@@ -84,10 +84,10 @@ def test_neighbours_are_looked_at_together_and_nothing_of_them_is_lost(
     calls = 0
     real = PageMap.written
 
-    def counted(self: PageMap, start: int, end: int, *, again: bool, huge: bool = True) -> list[Range] | None:
+    def counted(self: PageMap, start: int, end: int, **how: bool) -> list[Range] | None:
         nonlocal calls
         calls += 1
-        return real(self, start, end, again=again, huge=huge)
+        return real(self, start, end, **how)
 
     memory = Memory()
     for page in range(PAGES):
@@ -123,9 +123,9 @@ def test_a_large_mapping_is_looked_at_only_where_something_was_written(
     scanned: list[Range] = []
     real = PageMap.written
 
-    def noted(self: PageMap, start: int, end: int, *, again: bool, huge: bool = True) -> list[Range] | None:
+    def noted(self: PageMap, start: int, end: int, **how: bool) -> list[Range] | None:
         scanned.append((start, end))
-        return real(self, start, end, again=again, huge=huge)
+        return real(self, start, end, **how)
 
     memory = Memory(4096)
     for page in range(4096):
