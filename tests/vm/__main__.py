@@ -96,7 +96,7 @@ def wake(kernel: Kernel, images: Path, others: Sequence[Kernel]) -> list[Result]
     folder = images / f"on-{kernel.name}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    there = [one.name for one in others if (images / one.name / "saved").exists()]
+    there = [one.name for one in others if any((images / one.name / "saved").glob("*"))]
     for name in there:
         shutil.copytree(images / name / "saved", folder / name)
     return played(kernel, Job(doctor=False, wake=there), folder)

@@ -76,8 +76,11 @@ def boot(kernel: Kernel, folder: Path, job: Job, programs: Path, seconds: float)
     logs.mkdir(parents=True)
     with TemporaryDirectory(dir=BUILD) as draft:
         shared = Path(draft) / "shared.ext4"
+        kept = folder / "saved"
+        kept.mkdir()  # the guest's user may make none: mke2fs gives the root directory to root
         _opened(folder)
         disk(folder, shared, "512M")
+        kept.rmdir()  # else debugfs would not copy the guest's
         words = [
             *("qemu-system-x86_64", "-M", "q35", "-accel", "tcg", "-cpu", PROCESSOR, "-m", "1536", "-smp", "1"),
             *STEADY,

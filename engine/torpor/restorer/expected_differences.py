@@ -69,6 +69,10 @@ def _below_init(before: Any, _: Any) -> bool:
     return bool(before.ppid in OUTSIDE)
 
 
+def _has_lower_limit(before: Any, after: Any) -> bool:
+    return bool(after.hard < before.hard and after.soft == min(before.soft, after.hard))
+
+
 def _was_unknown(field: str, before: Any, _: Any) -> bool:
     return bool(getattr(before, field) == 0)
 
@@ -272,6 +276,8 @@ ALLOWED: Final = (
         lambda a, b: (a.dumpable, b.dumpable) == (2, 0),
     ),
     Allowed("processes.oom_score_adj", _WARNED, "OOM score adjustment", _more("oom_score_adj"), at="building"),
+    Allowed("processes.limits.soft", _WARNED, "Core dump filter, resource limits", _has_lower_limit, at="building"),
+    Allowed("processes.limits.hard", _WARNED, "Core dump filter, resource limits", _has_lower_limit, at="building"),
     Allowed("processes.threads.nice", _WARNED, "Nice value", _more("nice"), at="building"),
     *(
         Allowed(

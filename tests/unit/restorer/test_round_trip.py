@@ -55,6 +55,17 @@ def changed(image: pb.Tree, way: list[FieldDescriptor]) -> None:
         setattr(message, last.name, value)
 
 
+@pytest.mark.parametrize(
+    ("soft", "hard", "allowed"), [(5, 5, True), (3, 5, False), (5, 9, False), (9, 9, False), (4, 10, False)]
+)
+def test_a_limit_may_only_be_lowered_to_that_of_who_wakes_it(soft: int, hard: int, allowed: bool) -> None:
+    """As on a host with less memory, where all may have fewer processes; a warning says so."""
+    was, now = pb.Tree(), pb.Tree()
+    was.processes.add().limits.add(resource=6, soft=7, hard=10)
+    now.processes.add().limits.add(resource=6, soft=soft, hard=hard)
+    assert (differences(was, now, built=True) == []) is allowed
+
+
 def test_what_is_allowed_is_there() -> None:
     messages = {path.rpartition(".")[0] for path in EVERY} | {path.split(".")[0] for path in EVERY}
     assert {path for path in FREE if path not in EVERY and path not in messages} == set()
