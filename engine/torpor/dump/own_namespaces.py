@@ -1,4 +1,4 @@
-"""A network and a directory tree of this process's own, for what is only tried (`torpor.dump.rehearsal`).
+"""A network and a directory tree of this process's own, for what is only tried (`torpor.dump.socket_trial`).
 
 The network has no device but the loopback, which gets the addresses that are needed. The root directory has no files
 but /proc, and those directories that are asked for, empty, each on a file system of its own where it really is.

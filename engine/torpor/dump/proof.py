@@ -3,7 +3,7 @@
 Before the snapshot gets its name, the manifest is read back from the store with all its checks, every pack that it
 names is opened, and the image is validated and compiled to a plan. Conflicts with the tree that still lives (its PIDs,
 ports, names and locks) do not count. Its sockets are built once, where these conflicts are not
-(`torpor.dump.rehearsal`).
+(`torpor.dump.socket_trial`).
 
 The snapshot's own blocks were hashed as they were written. Of these and of the blocks in earlier packs, as many are
 read back as `SECONDS` allow: all of them up to some hundreds of MiB, a sample of more. A grace time that is nearly over
@@ -17,7 +17,7 @@ import random
 import time
 from collections.abc import Sequence, Set
 
-from torpor.dump import rehearsal
+from torpor.dump import socket_trial
 from torpor.errors import ImageDamaged, Reason, Refused, RestoreFailed, RestoreRefused
 from torpor.image import image_pb2 as pb
 from torpor.image import reading
@@ -59,7 +59,7 @@ def prove(reader: SnapshotReader, standing: Set[int]) -> None:
     try:
         validate(image, reader.info.id, probe(), (given[0], given[1], given[1]), standing=True)
         _plan(image, reader, standing)
-        if reasons := rehearsal.failures(image):
+        if reasons := socket_trial.failures(image):
             raise _refused(reasons)
     except RestoreRefused as error:
         raise _refused(error.reasons) from error

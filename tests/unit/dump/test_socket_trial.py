@@ -14,7 +14,7 @@ import pytest
 
 from tests.leaks import no_more_descriptors
 from torpor import procfs
-from torpor.dump import rehearsal
+from torpor.dump import socket_trial
 from torpor.errors import RestoreFailed
 from torpor.image import image_pb2 as pb
 from torpor.objects.fds import descriptors
@@ -74,7 +74,7 @@ def unix(**fields: Any) -> pb.Description:
 
 def failures(image: pb.Tree) -> list[str]:
     with no_more_descriptors():
-        return list(map(str, rehearsal.failures(image)))
+        return list(map(str, socket_trial.failures(image)))
 
 
 def boom(*_: object, **__: object) -> NoReturn:
@@ -103,7 +103,7 @@ def test_sockets_of_all_kinds_are_made_though_the_tree_has_them(
     name = os.fsencode(tmp_path / "name")
     with socket.socket(socket.AF_UNIX) as there, socket.socket(socket.AF_UNIX) as hidden, socket.socket() as port:
         there.bind(name)
-        hidden.bind("\0torpor-rehearsal")
+        hidden.bind("\0torpor-socket_trial")
         port.bind(("127.0.0.1", free_port))
         port.listen()
         image = tree(
@@ -111,7 +111,7 @@ def test_sockets_of_all_kinds_are_made_though_the_tree_has_them(
             udp("127.0.0.1", free_port, messages=[b"hello"], senders=[at("127.0.0.1", free_port + 1)]),
             unix(name=name, listening=True, backlog=3),
             unix(name=os.fsencode(tmp_path / "link" / "was"), moved=True, path=os.fsencode(tmp_path / "is")),
-            unix(name=b"\0torpor-rehearsal", listening=True, backlog=3),
+            unix(name=b"\0torpor-socket_trial", listening=True, backlog=3),
             unix(has_peer=True, peer=6, messages=[b"with a file"], under_way=[pb.UnderWay(descriptions=[7])]),
             unix(has_peer=True, peer=5),
         )
@@ -189,14 +189,14 @@ def test_an_error_of_the_builder_counts_and_one_of_the_host_does_not(
 def test_without_namespaces_or_time_nothing_is_said(free_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     image = tree(listener(port=free_port))
     monkeypatch.setattr(descriptors, "open_all", lambda *_, **__: time.sleep(1000))
-    monkeypatch.setattr(rehearsal, "SECONDS", 0.01)
+    monkeypatch.setattr(socket_trial, "SECONDS", 0.01)
     assert failures(image) == []
     monkeypatch.undo()
     monkeypatch.setattr(descriptors, "open_all", boom)
-    monkeypatch.setattr(rehearsal, "OwnNamespaces", lambda: os.close(-1))
+    monkeypatch.setattr(socket_trial, "OwnNamespaces", lambda: os.close(-1))
     assert failures(image) == []
 
 
 def test_a_tree_without_sockets_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rehearsal, "forked", boom)
+    monkeypatch.setattr(socket_trial, "forked", boom)
     assert failures(tree()) == []
