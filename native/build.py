@@ -19,7 +19,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 HERE = Path(__file__).resolve().parent
 PACKAGE = HERE.parent / "engine" / "torpor"
-SOURCES = ("torpor.c", "batch.c", "spawn.c", "rights.c", "walk.c")
+SOURCES = ("torpor.c", "batch.c", "spawn.c", "rights.c", "stop.c", "walk.c")
 INIT_FLAGS = [
     "-std=c11", "-Os", "-Wall", "-Wextra", "-Werror",
     "-static", "-nostdlib", "-ffreestanding", "-fno-stack-protector", "-fno-pie", "-no-pie",

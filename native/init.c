@@ -19,7 +19,11 @@
  * With HOLD 1 it forwards nothing, and its signals stay pending: a launcher forwards signals itself, and asks init which
  * of them were sent to the whole process group. The launcher asks by a signal ASK that it queues with the value HOLD_VALUE
  * + n. Init forgets its pending signal n and answers through STATUS_FD with HOLD_VALUE + n, plus HEARD if it had that
- * signal. The first question, if need be with n = 0, has the effect of HOLD 1.
+ * signal. The first question, if need be with n = 0, has the effect of HOLD 1. From then on init also writes CHILD's wait
+ * status to STATUS_FD whenever CHILD is stopped or continued.
+ *
+ * A stand-in forwards only what the init above it forwards to it: signals of others are for a process that is not there.
+ * It hands that init its child's stops and continuations, by a signal ASK with the value CHANGED_VALUE + wait status.
  *
  * A blank process (engine/torpor/remote/blank.py) is a traced clone of torpor-init that runs none of this, except for
  * torpor_clone: its tracer may call that to create a child or a thread with a certain PID, where PIDs may not be chosen.
@@ -38,8 +42,9 @@
 #define MASK_SIZE 8	    /* bytes of the kernel's sigset_t */
 #define HOLD_VALUE 0x746f00 /* as in engine/torpor/restorer/job.py */
 #define HEARD 0x80	    /* as there */
-#define LIVES_ON 0x10000    /* as there; a wait status has 16 bits */
-#define ASK 64		    /* as there; a real-time signal, which is queued even if another one is pending */
+#define CHANGED_VALUE 0x74700000
+#define LIVES_ON 0x10000 /* as there; a wait status has 16 bits */
+#define ASK 64		 /* as there; a real-time signal, which is queued even if another one is pending */
 #define BIT(sig) (1ul << ((sig) - 1))
 
 struct action { /* the kernel's own struct sigaction */
@@ -92,10 +97,15 @@ static _Noreturn void end_as(int status, long status_fd)
 		call(__NR_exit_group, sig ? 128 + sig : status >> 8 & 0xff, 0, 0, 0);
 }
 
-/* Whether a signal is meant for init itself: a question, which is not forwarded. */
+/* Signals that are meant for init itself, and not forwarded: a question of the launcher, or the word of a stand-in. */
 static int is_question(const siginfo_t *info)
 {
 	return info->si_signo == ASK && info->si_code == SI_QUEUE && (info->si_int & ~0xff) == HOLD_VALUE;
+}
+
+static int is_change(const siginfo_t *info)
+{
+	return info->si_signo == ASK && info->si_code == SI_QUEUE && (info->si_int & ~0xffff) == CHANGED_VALUE;
 }
 
 static void discard(unsigned long signals)
@@ -143,7 +153,8 @@ static _Noreturn void outlive(int status, long status_fd)
 		while (pid > 0);
 		if (pid == -ECHILD)
 			end_as(status, 0);
-		if (call(__NR_rt_sigtimedwait, (long)&all, (long)&info, 0, MASK_SIZE) <= 0 || is_question(&info))
+		if (call(__NR_rt_sigtimedwait, (long)&all, (long)&info, 0, MASK_SIZE) <= 0 || is_question(&info) ||
+		    is_change(&info))
 			continue;
 		/* One of them signals its old parent, which is gone: the host's pid 1 would ignore that too. */
 		if (info.si_code <= 0 && !info.si_pid)
@@ -151,26 +162,45 @@ static _Noreturn void outlive(int status, long status_fd)
 	}
 }
 
-static void reap(long child, long status_fd)
+/* Report that the child was stopped or continued: to the launcher, if it listens, or to the init above a stand-in. */
+static void tell_change(int status, long status_fd, long above)
+{
+	siginfo_t word = {.si_signo = ASK, .si_code = SI_QUEUE};
+
+	word.si_int = CHANGED_VALUE | status;
+	if (status_fd)
+		call(__NR_write, status_fd, (long)&status, sizeof(status), 0);
+	else if (above && call(__NR_getppid, 0, 0, 0, 0) == above)
+		call(__NR_rt_sigqueueinfo, above, ASK, (long)&word, 0);
+}
+
+static void reap(long child, long status_fd, int launcher_listens, long above)
 {
 	int status, its_own = 0, ended = 0;
 	long pid;
 
-	while ((pid = call(__NR_wait4, -1, (long)&status, WNOHANG | __WALL, 0)) > 0)
-		if (pid == child) {
-			ended = 1;
-			its_own = status;
+	while ((pid = call(__NR_wait4, -1, (long)&status, WNOHANG | WUNTRACED | WCONTINUED | __WALL, 0)) > 0) {
+		if (pid != child)
+			continue;
+		if ((status & 0x7f) == 0x7f) {
+			tell_change(status, launcher_listens ? status_fd : 0, above);
+			continue;
 		}
+		ended = 1;
+		its_own = status;
+	}
 	if (ended && pid != -ECHILD && call(__NR_getpid, 0, 0, 0, 0) == 1)
 		outlive(its_own, status_fd);
 	if (ended)
 		end_as(its_own, status_fd);
 }
 
-static void forward(long child, const siginfo_t *info)
+static void forward(long child, const siginfo_t *info, long above)
 {
 	/* A terminal signals a whole process group: a child in init's group has got the signal already. */
 	if (info->si_code == SI_KERNEL && call(__NR_getpgid, child, 0, 0, 0) == call(__NR_getpgid, 0, 0, 0, 0))
+		return;
+	if (above && info->si_pid != above)
 		return;
 	call(__NR_kill, child, info->si_signo, 0, 0);
 }
@@ -213,7 +243,7 @@ static void correct_pid(char **environment, const char *name, long launcher, cha
 	text[size] = '\0';
 }
 
-static long start(char **argv, char **environment, unsigned long mask, long status_fd)
+static long start(char **argv, char **environment, unsigned long mask, long status_fd, int launcher_forwards)
 {
 	struct action wait_for_it = {0}, given = {0};
 	long leads = call(__NR_getsid, 0, 0, 0, 0) == call(__NR_getpid, 0, 0, 0, 0);
@@ -236,6 +266,9 @@ static long start(char **argv, char **environment, unsigned long mask, long stat
 		/* A checkpoint finds here what the job's 0, 1 and 2 were. Only the job may hold the others. */
 		call(__NR_close_range, 3, last - 1, 0, 0);
 		call(__NR_close_range, last + 1, ~0u, 0, 0);
+		/* Where init forwards, the program must not hear twice what is sent to its group. */
+		if (!launcher_forwards)
+			call(__NR_setsid, 0, 0, 0, 0);
 		return child;
 	}
 	call(__NR_setrlimit, 6, (long)given_limit, 0, 0);
@@ -266,6 +299,7 @@ _Noreturn __attribute__((used)) void torpor_init(long *stack)
 	long child = number(argv[1]), status_fd = number(argv[2]);
 	unsigned long all = ~0ul, own = BIT(SIGCHLD) | BIT(ASK), mask = set_mask(all), heard = 0;
 	unsigned long awaited = number(argv[3]) ? own : all;
+	long above = 0; /* the PID of the init above a stand-in */
 
 	if (status_fd)
 		call(__NR_fcntl, status_fd, 2 /* F_SETFD */, 1 /* FD_CLOEXEC */, 0);
@@ -273,24 +307,28 @@ _Noreturn __attribute__((used)) void torpor_init(long *stack)
 		/* What was sent to the group so far, the program does not get: the launcher is to forward it. */
 		if (awaited == own)
 			discard(~own);
-		child = start(argv + 4, argv + argc + 1, mask, status_fd);
+		child = start(argv + 4, argv + argc + 1, mask, status_fd, awaited == own);
 		if (child < 0)
 			end_as(SIGKILL, status_fd); /* fork failed: no memory, or too many processes */
+	} else if (!status_fd) {
+		above = call(__NR_getppid, 0, 0, 0, 0);
 	}
 	for (;;) {
 		siginfo_t info;
 
-		reap(child, status_fd);
+		reap(child, status_fd, awaited == own, above);
 		if (call(__NR_rt_sigtimedwait, (long)&awaited, (long)&info, 0, MASK_SIZE) <= 0)
 			continue;
 		if (is_question(&info)) {
 			awaited = own;
 			heard = answer(info.si_int & 0xff, heard, status_fd);
+		} else if (is_change(&info)) {
+			tell_change(info.si_int & 0xffff, awaited == own ? status_fd : 0, above);
 		} else if (awaited == own) {
 			if (info.si_code <= 0)
 				heard |= BIT(info.si_signo);
 		} else if (info.si_signo != SIGCHLD && child > 0) {
-			forward(child, &info);
+			forward(child, &info, above);
 		}
 	}
 }

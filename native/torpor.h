@@ -29,6 +29,13 @@ struct tp_rights {
 long tp_syscall_as(const struct tp_rights *wanted, const struct tp_rights *own, long nr, long a, long b, long c, long d,
 		   long e, long f);
 
+/*
+ * Send this process a stop signal, unless there is something to read from fd. A SIGCONT that comes after that was written
+ * is not lost. Returns 1 if the signal was sent: then the process was stopped before this returns, or the signal is blocked;
+ * 0 if not: then a SIGCONT is pending; or a negated errno.
+ */
+long tp_stop(int32_t sig, int32_t fd);
+
 /* The batch interpreter: position-independent code, see batch.c. */
 const void *tp_batch_code(void);
 size_t tp_batch_size(void);

@@ -242,6 +242,33 @@ def test_a_job_of_an_outer_shell_is_stopped_and_continued(as_user: User, termina
     assert outer.process.wait(100) == 0
 
 
+def test_a_job_that_stops_itself_on_its_new_terminal(as_user: User, terminals: list[Terminal]) -> None:
+    """The outer shell sees it, has its terminal back, and continues it."""
+    outer = Terminal(as_user, "/bin/bash", "--norc", "--noprofile", "--noediting", "-i")
+    terminals.append(outer)
+    outer.type(f"PS1='[''ok] '; torpor={BIN / 'torpor'}\n")
+    outer.shows("[ok] ")
+    outer.type('sh -c \'echo "re"ady; read x; kill -STOP $$; echo "go"es on; read x; exit 4\'\n')
+    outer.shows("ready\r\n")
+    job = os.tcgetpgrp(outer.master)
+    as_user.run([BIN / "torpor", "checkpoint", str(job), "--then", "kill"], check=True)
+    outer.shows("Killed")
+    outer.type("$torpor restore latest\n")
+    outer.shows("restore latest\r\n")
+    outer.type("\n")
+    outer.shows("Stopped")
+    outer.type("echo $((6 * 7))\n")
+    outer.shows("42\r\n")
+    outer.type("fg\n")
+    outer.shows("goes on\r\n")
+    outer.type("\n")
+    outer.shows("[ok] ")
+    outer.type("echo status $?\n")
+    outer.shows("status 4")
+    outer.type("exit\n")
+    assert outer.process.wait(100) == 0
+
+
 def test_dev_tty_is_the_new_terminal_and_a_hangup_ends_the_job(as_user: User, terminals: list[Terminal]) -> None:
     first = Terminal(as_user, str(BIN / "python"), "-c", WITH_TTY)
     terminals.append(first)

@@ -311,6 +311,22 @@ def test_job_control(as_user: User, terminals: list[Terminal], prefix: str) -> N
     shell.shows("left::\r\n")
 
 
+@pytest.mark.parametrize("prefix", ["", f"{TORPOR} run -- "])
+def test_a_shell_continues_a_job_that_has_stopped_itself(as_user: User, terminals: list[Terminal], prefix: str) -> None:
+    shell = _shell(as_user, terminals)
+    shell.type(f'{prefix}sh -c \'kill -STOP $$; echo "ba"ck; kill -TSTP $$; echo "a"gain; exit 4\'\n')
+    shell.shows("Stopped")
+    shell.type("jobs -s | wc -l\n")
+    shell.shows("1\r\n")
+    shell.type("fg\n")
+    shell.shows("back\r\n")
+    shell.shows("Stopped")
+    shell.type("bg\n")
+    shell.shows("again\r\n")
+    shell.type("wait; echo left:$(jobs):\n")
+    shell.shows("left::\r\n")
+
+
 def test_a_job_in_the_background_outlives_its_terminal(as_user: User, terminals: list[Terminal]) -> None:
     shell = _shell(as_user, terminals)
     counting = "import os, time\nwhile not os.path.exists('end'): open('beat', 'w').close(); time.sleep(0.01)"

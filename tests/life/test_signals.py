@@ -22,6 +22,7 @@ from tests.conformance.harness import PATIENCE, wait_until
 from tests.integration.test_cli_terminal import Terminal
 from tests.life.life import TORPOR, below
 from tests.users import User
+from torpor.arch.x86_64 import NR
 
 RUN = (TORPOR, "run", "--")
 MARK = 63
@@ -98,8 +99,8 @@ def state_of(pid: int) -> str:
 
 
 def _sleeps(pid: int) -> bool:
-    """Whether a process has taken all its signals, and waits."""
-    return not waiting(pid) and state_of(pid) == "S"
+    """Whether a process waits for signals, and has taken all."""
+    return Path(f"/proc/{pid}/syscall").read_text().startswith(f"{NR.rt_sigtimedwait} ") and not waiting(pid)
 
 
 class Signalled:
@@ -141,8 +142,12 @@ class Signalled:
         """Continue it; wait until the job runs, and everyone above knows."""
         os.killpg(self.pid, signal.SIGCONT)
         assert self.change() == ("continued", signal.SIGCONT)
+        self.settles()
+
+    def settles(self) -> None:
+        """Wait until the job runs, and everyone above waits for the next signal."""
         self.runs()
-        for pid in [*below(self.pid)[:-1], self.pid]:
+        for pid in [self.pid, *below(self.pid)[:1], self.pid]:
             wait_until(partial(_sleeps, pid), "it waits for other signals")
 
     def change(self) -> tuple[str, int]:
@@ -259,6 +264,97 @@ def test_its_shell_sees_it_stop(as_user: User, started: list[Any], program: Path
             job.goes_on()
     os.kill(job.pid, signal.SIGTERM)
     assert job.change() == ("ended", -signal.SIGTERM)
+
+
+def woken(user: User, started: list[Any], program: Path, *command: str | Path) -> Signalled:
+    """Such a process, for a job that was saved, killed and woken."""
+    first = start(user, started, program, *RUN, *command)
+    first.runs()
+    user.run([TORPOR, "checkpoint", str(first.pid), "--then", "kill"], check=True)
+    first.process.wait(PATIENCE)
+    job = start(user, started, program, TORPOR, "restore", "latest")
+    job.runs()
+    return job
+
+
+@pytest.mark.parametrize("way", ["undisturbed", "run", "woken"])
+def test_its_shell_sees_it_stop_itself(as_user: User, started: list[Any], program: Path, way: str) -> None:
+    """Whatever stops the job alone, and whoever continues it: the job, its launcher or both."""
+    prefix = RUN if way == "run" else ()
+    begin = woken if way == "woken" else start
+    job = begin(as_user, started, program, *prefix, program, "meek")
+    job.runs()
+    own = ([job.pid, *below(job.pid)])[-1]
+    # The kernel drops the terminal's signals for a group that no shell can continue any more: setpgid(2).
+    for number in [signal.SIGSTOP] if way == "woken" else [signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN]:
+        alone = [(os.kill, own)] if number == signal.SIGSTOP else []
+        for send, pid in [*alone, (os.kill, job.pid), (os.killpg, job.pid)]:
+            os.kill(own, number)
+            assert job.change() == ("stopped", number)
+            assert state_of(own) == "T"
+            send(pid, signal.SIGCONT)
+            assert job.change() == ("continued", signal.SIGCONT)
+            job.settles()
+    os.killpg(job.pid, signal.SIGSTOP)  # its launcher, and what is between them
+    assert job.change() == ("stopped", signal.SIGSTOP)
+    os.kill(job.pid, signal.SIGCONT)
+    assert job.change() == ("continued", signal.SIGCONT)
+    job.settles()
+    os.kill(own, signal.SIGSTOP)
+    assert job.change() == ("stopped", signal.SIGSTOP)
+    os.kill(own, signal.SIGKILL)
+    changes = [job.change()]
+    while changes[-1][0] != "ended":
+        changes.append(job.change())
+    assert changes[-1] == ("ended", -signal.SIGKILL)
+
+
+def test_a_woken_job_has_no_shell_above_but_its_launchers(as_user: User, started: list[Any], program: Path) -> None:
+    """It stops by Ctrl-Z all the same, and all of it hears what is sent to the launcher's group, as by Ctrl-C or
+    timeout(1): a shell waits for its child, which must hear it as well."""
+    job = woken(as_user, started, program, "sh", "-c", '"$0" meek; exit 5', program)
+    for send in os.kill, os.killpg:
+        for number in signal.SIGTSTP, signal.SIGTTOU:
+            send(job.pid, number)
+            assert job.change()[0] == "stopped"
+            send(job.pid, signal.SIGCONT)
+            assert job.change() == ("continued", signal.SIGCONT)
+            job.settles()
+    os.killpg(job.pid, signal.SIGTERM)
+    assert job.change() == ("ended", -signal.SIGTERM)
+
+
+STARTS = {
+    "start": "sys.exit(torpor.start(sys.argv[1:]).wait())",
+    "below_init": "sys.exit(subprocess.run(torpor.below_init(sys.argv[1:], os.environ)).returncode)",
+}
+
+
+@pytest.mark.parametrize("way", STARTS)
+def test_a_program_with_a_job_in_its_group(as_user: User, started: list[Any], program: Path, way: str) -> None:
+    """What is sent to the group, the job hears once; what is sent to its torpor-init, too."""
+    ignoring = "[signal.signal(number, signal.SIG_IGN) for number in (signal.SIGUSR1, signal.SIGTERM)]"
+    script = f"import os, signal, subprocess, sys, torpor; {ignoring}; {STARTS[way]}"
+    above = start(as_user, started, program, sys.executable, "-c", script, program, "notes")
+    above.runs()
+    init, job = below(above.pid)
+    expected: list[int] = []
+
+    def heard() -> bool:
+        return len(above.signals()) >= len(expected)
+
+    for number in signal.SIGUSR1, signal.SIGTERM, signal.SIGCONT:
+        for send, pid in (os.killpg, above.pid), (os.kill, init):
+            send(pid, number)
+            expected.append(number)
+            wait_until(heard, "it is heard")
+            wait_until(partial(_sleeps, init), "nothing more is passed on")
+            os.kill(job, signal.SIGUSR2)
+            expected.append(signal.SIGUSR2)
+            wait_until(heard, "it is heard")
+            assert above.signals() == expected
+    (as_user.tmp / "end").touch()
+    assert above.change() == ("ended", 7)
 
 
 def test_it_ends_as_the_job() -> None:

@@ -20,7 +20,7 @@ from torpor.remote.sys import syscall, try_syscall
 
 EVERY = frozenset(range(1, 65)) - {signal.SIGKILL, signal.SIGSTOP}
 """All that can be blocked. A fault of this process itself kills it all the same (force_sig_info(), kernel/signal.c)."""
-_SI_USER, _SI_QUEUE, _SI_TKILL = 0, -1, -6  # si_code (asm-generic/siginfo.h)
+_SI_USER, _SI_QUEUE, _SI_TKILL, _POLL_IN = 0, -1, -6, 1  # si_code (asm-generic/siginfo.h)
 _INFO_SIZE = 128  # of siginfo_t
 _MASK_SIZE = 8  # of the kernel's sigset_t
 
@@ -41,6 +41,14 @@ class Received:
     def by_process(self) -> bool:
         """Whether a process has sent it, and not the kernel."""
         return self._code in (_SI_USER, _SI_QUEUE, _SI_TKILL)
+
+    @property
+    def from_descriptor(self) -> bool:
+        """Whether the kernel has sent it because a descriptor can be read (F_SETSIG).
+
+        SIGCHLD and the like have codes of their own instead (sig_specific_sicodes(), include/linux/signal.h).
+        """
+        return self._code == _POLL_IN
 
     @property
     def sender(self) -> int:

@@ -6,12 +6,13 @@ import fcntl
 import os
 import select
 import signal
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from torpor import processes, procfs
+from torpor._native import lib
+from torpor.arch.x86_64 import NR
 from torpor.remote import kernel_signals
 from torpor.remote.kernel_signals import Received
 from torpor.restorer.capsule import Init
@@ -20,8 +21,8 @@ from torpor.util.inherited import Signals
 
 _HOLD, _HEARD, _LIVES_ON, _ASK = 0x746F00, 0x80, 0x10000, 64  # as in native/init.c
 _STOPS = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
-_STOP_SECONDS, _STOP_STEP = 10.0, 0.01
-"""Seconds that a job may take to stop after one of these signals, and seconds between two checks."""
+_STOP_STEP = 0.01
+"""Seconds between two checks whether a job that was stopped is frozen no more."""
 _FAILED_WRITES = (signal.SIGPIPE, signal.SIGXFSZ)
 """Signals that this process gets itself when it writes, and that Python ignores."""
 _living_on: set[int] = set()
@@ -39,8 +40,15 @@ class Job:
     """The PID of the root in this process's PID namespace, for `torpor.checkpoint`; 0 if it ended at once."""
     warnings: tuple[str, ...] = ()
     """Messages for the user: what is different from before the checkpoint."""
+    ignored: frozenset[int] = frozenset()
+    """Signals that `foreground` passes on only to a job that handles them: those that the process which has woken it
+    ignores, as under nohup(1)."""
     _reported: int | None = field(default=None, init=False)
     """The wait status of the root, perhaps with _LIVES_ON; -1 if init was killed before it could report."""
+    _stopped_by: int = field(default=0, init=False)
+    """The signal that has stopped the root, until `foreground` has done the same; else 0."""
+    _changed: bool = field(default=False, init=False)
+    """Whether init has reported anything of the root since this process was stopped last."""
     _killed: bool = field(default=False, init=False)
     """Whether init was sent SIGKILL: then it does not outlive the root of the tree."""
     _code: int | None = field(default=None, init=False)
@@ -106,65 +114,153 @@ class Job:
         kernel_signals.block(kernel_signals.EVERY)
         return before
 
-    def foreground(self, on_signal: Callable[[int], bool] | None = None) -> int:
+    def foreground(
+        self, on_signal: Callable[[int], bool] | None = None, on_stop: Callable[[int], object] | None = None
+    ) -> int:
         """Stand in for the job until it ends: forward every signal that this process gets. The signals stay blocked.
 
-        If Ctrl-Z stops the job, this process stops as well, for the shell that waits for it. Call this from the main
-        thread of a program that does nothing else. Returns what `wait` returns.
+        While the job is stopped, by whatever, this process is stopped as well, for the shell that waits for it. Call
+        this from the main thread of a program that does nothing else. Returns what `wait` returns.
 
         Args:
             on_signal: called with every signal, by which the code that relays the job's terminal learns of them. If it
-                returns True, the signal is not forwarded. That code also stops this process.
+                returns True, the signal is not forwarded.
+            on_stop: called instead of `stop_too`, which it may call, with the signal that has stopped the job.
         """
         self.hold_signals()
-        stop, stop_until = 0, 0.0
-        self._was_sent_to_group(0)  # from now on init keeps its signals pending
+        self._was_sent_to_group(0)  # from now on init keeps its signals pending, and tells of stops
+        self._stopped_by = signal.SIGSTOP if self._state() == "T" else 0
         while (code := self.poll()) is None:
-            received = kernel_signals.wait(kernel_signals.EVERY, _STOP_STEP if stop_until else None)
-            if received is None and stop_until:
-                if self._is_stopped():  # and no SIGCONT has come since
-                    for other in _STOPS:
-                        self._was_sent_to_group(other)  # one that is sent later is another one
-                    _stop_by(stop)
-                    stop_until = 0.0
-                elif time.monotonic() > stop_until:
-                    stop_until = 0.0
-            if received is None or _is_for_this_process(received):
+            # If a save of this process has frozen it, this process goes on: nobody else would let the job go. A stop
+            # discards a SIGCONT that is pending: that is passed on first.
+            if self._stopped_by and self._state() != "t" and signal.SIGCONT not in signal.sigpending():
+                number, self._stopped_by = self._stopped_by, 0
+                if on_stop:
+                    on_stop(number)
+                elif received := self.stop_too(number):
+                    self._forward(received, after_stop=True)
                 continue
-            if on_signal is None or not on_signal(received.number):
+            received = kernel_signals.wait(kernel_signals.EVERY, _STOP_STEP if self._stopped_by else None)
+            if received is None:
+                continue
+            self._continue_init()
+            if received.number == signal.SIGCONT and received.from_descriptor:
+                self._was_sent_to_group(received.number)  # it may have hidden one that was
+            elif not _is_for_this_process(received) and (on_signal is None or not on_signal(received.number)):
                 self._forward(received)
-            if received.number in _STOPS and on_signal is None:
-                stop, stop_until = received.number, time.monotonic() + _STOP_SECONDS
         return code
 
-    def _is_stopped(self) -> bool:
+    def stop_too(self, number: int) -> Received | None:
+        """Stop this process as the job was, until someone continues it, or after SIGSTOP the job is continued or ends.
+
+        Returns:
+            The signal that has continued it.
+        """
+        self._changed = False
+        for other in _STOPS:
+            self._was_sent_to_group(other)  # one that is sent later is another one
+        # Not after a signal of the terminal, whose shell continues all: the next Ctrl-Z may come before the report of
+        # what was before it, which would continue this process for a moment.
+        wake = signal.SIGCHLD if number in _STOPS else signal.SIGCONT
+        fcntl.fcntl(self.init.status_fd, fcntl.F_SETSIG, wake)
+        try:
+            self._stop_by(number)
+        finally:
+            fcntl.fcntl(self.init.status_fd, fcntl.F_SETSIG, signal.SIGCHLD)
+        self._continue_init()
+        return kernel_signals.wait([signal.SIGCONT], 0)
+
+    def _stop_by(self, number: int) -> None:
+        """Stop this process by this signal if that is possible, else by SIGSTOP; not if init has more to report."""
+        if number not in _STOPS or number in inherited.ignored() or not _is_below_shell():
+            lib.tp_stop(signal.SIGSTOP, self.init.status_fd)
+        elif lib.tp_stop(number, self.init.status_fd):
+            # Now it is pending, and every SIGCONT that comes discards it; one that came before has continued the job.
+            if self._state() == "T":
+                kernel_signals.unblock([number])
+                kernel_signals.block([number])
+            else:
+                kernel_signals.wait([number], 0)
+
+    def _state(self) -> str:
         with suppress(FileNotFoundError, ProcessLookupError):
-            return procfs.stat(self.tree_pid).state == "T"
-        return False
+            return procfs.stat(self.tree_pid).state
+        return ""
+
+    def _continue_init(self) -> None:
+        """If the whole group was sent SIGSTOP, and only this process was continued, continue init and the stand-ins.
+
+        They must answer, and report what becomes of the root.
+        """
+        with suppress(FileNotFoundError, ProcessLookupError):
+            above = self.tree_pid
+            while above not in (0, self.pid):
+                above = procfs.stat(above).ppid
+                if above and procfs.stat(above).state == "T":
+                    os.kill(above, signal.SIGCONT)
+                    if above == self.pid:
+                        self._was_sent_to_group(signal.SIGCONT)
 
     def _was_sent_to_group(self, number: int) -> bool:
         """Whether a signal that this process has got was sent to its whole process group.
 
-        The signal itself does not show that; but init is in the same group, and has then got it too (native/init.c).
+        The signal itself does not show that; but init, if it is in the same group, has then got it too (native/init.c).
         """
+        if number and os.getpgid(self.pid) != os.getpgrp():
+            return False
         if not kernel_signals.queue(self.pid, _ASK, _HOLD + number):
             return False
         while (report := self._next_report(None)) is not None and report & ~0xFF != _HOLD:
             self._note(report)
         return report is not None and bool(report & _HEARD)
 
-    def _forward(self, received: Received) -> None:
-        """Pass a signal on to the job, unless the job has got it already."""
-        with suppress(ProcessLookupError):  # the job has ended
-            if os.getpgid(self.tree_pid) == os.getpgrp():
-                if self._was_sent_to_group(received.number):
+    def _forward(self, received: Received, *, after_stop: bool = False) -> None:
+        """Pass a signal on to the job, or to its process group, unless the job has got it already.
+
+        The SIGCONT that continues this process after a stop is not needed if the job was continued meanwhile. (If the
+        job has read from its terminal since, SIGTTIN has taken the SIGCONT from init, which cannot tell of it.)
+        """
+        number = received.number
+        with suppress(FileNotFoundError, ProcessLookupError):  # the job has ended
+            to_group = self._was_sent_to_group(number)
+            if after_stop and (self._changed or received.from_descriptor):
+                return
+            group = os.getpgid(self.tree_pid)
+            if group == os.getpgrp():
+                if to_group:
                     return
-                cancelled = _cancelled_by(received.number)
+                cancelled = _cancelled_by(number)
                 if cancelled & signal.sigpending():  # one that came later, and has cancelled it in the job, too
                     return
                 for other in cancelled:  # one that came earlier: this signal has cancelled it here
                     self._was_sent_to_group(other)
-            received.pass_on(self.tree_pid)
+            elif number in self.ignored and self._has_default_action(number):
+                return
+            elif number in _STOPS and self._is_orphaned(group) and self._has_default_action(number):
+                number = signal.SIGSTOP  # the kernel would drop the other one
+            if number == signal.SIGCONT:
+                self._stopped_by = 0  # init reports what comes later
+            if to_group:
+                os.killpg(group, number)
+            elif number != received.number:
+                os.kill(self.tree_pid, number)
+            else:
+                received.pass_on(self.tree_pid)
+
+    def _is_orphaned(self, group: int) -> bool:
+        """Whether nobody above the root can continue its process group (setpgid(2)), as that of a daemon."""
+        above = procfs.stat(self.tree_pid).ppid
+        return not above or os.getpgid(above) == group or os.getsid(above) != os.getsid(self.tree_pid)
+
+    def _has_default_action(self, number: int) -> bool:
+        """Whether the root neither handles, nor ignores, nor blocks a signal, nor waits for it by sigwait(3)."""
+        status = procfs.status(procfs.read(f"/proc/{self.tree_pid}/status"))
+        masks = (int(status[name], 16) for name in (b"SigBlk", b"SigIgn", b"SigCgt"))
+        # What a thread waits for is not shown as blocked (do_sigtimedwait(), kernel/signal.c).
+        with suppress(PermissionError):
+            if procfs.read(f"/proc/{self.tree_pid}/syscall").startswith(b"%d " % NR.rt_sigtimedwait):
+                return False
+        return not any(mask >> (number - 1) & 1 for mask in masks)
 
     def _end(self, timeout: int | None) -> int | None:
         _reap_ended()
@@ -198,8 +294,13 @@ class Job:
         return bool(poller.poll(timeout))
 
     def _note(self, report: int) -> None:
-        """Take note that the root has ended, unless the report is an answer that nobody waits for any more."""
-        if report & ~0xFF != _HOLD:
+        """Take note that the root has ended, or was stopped or continued. Answers that nobody waits for are dropped."""
+        self._changed = self._changed or report & ~0xFF != _HOLD
+        if report > 0 and os.WIFSTOPPED(report):
+            self._stopped_by = os.WSTOPSIG(report)
+        elif report > 0 and os.WIFCONTINUED(report):
+            self._stopped_by = 0
+        elif report & ~0xFF != _HOLD:
             self._reported = report
             os.close(self.init.status_fd)
 
@@ -220,16 +321,6 @@ def _is_for_this_process(received: Received) -> bool:
     if received.number in _FAILED_WRITES:
         return received.sender == os.getpid()
     return received.number == signal.SIGCHLD and not received.by_process
-
-
-def _stop_by(number: int) -> None:
-    """Stop this process by this signal if that is possible, else by SIGSTOP."""
-    if number in _STOPS and number not in inherited.ignored() and _is_below_shell():
-        os.kill(os.getpid(), number)
-        kernel_signals.unblock([number])
-        kernel_signals.block([number])
-    else:
-        os.kill(os.getpid(), signal.SIGSTOP)
 
 
 def _is_below_shell() -> bool:

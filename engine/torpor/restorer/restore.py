@@ -420,7 +420,7 @@ def _wake(
     finally:
         integrity.end()
     notices += surroundings.warnings(setting, waiting.ids)
-    return Job(init, image.processes[0].pid, tree_pid, (*plan.warnings, *notices))
+    return Job(init, image.processes[0].pid, tree_pid, (*plan.warnings, *notices), inherited.ignored())
 
 
 @contextmanager

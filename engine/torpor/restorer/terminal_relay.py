@@ -6,8 +6,8 @@ process copies bytes between that and its own terminal, which it puts into raw m
 Ctrl-C, Ctrl-Z and the like, so that job control works in the job as before. When the outer terminal hangs up, the inner
 one does too.
 
-If the job's shell was not part of the job, nothing in it notices when Ctrl-Z stops it. Then this process stops too, for
-its own shell, and when the shell continues it, it continues the job.
+When the job's first process is stopped, this process stops too, for its own shell, and when the shell continues it, it
+continues the job.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import time
 import tty
 from contextlib import suppress
 
-from torpor import procfs
 from torpor.errors import RestoreFailed
 from torpor.image.image_pb2 import Pty
 from torpor.objects.fds import ptys
@@ -33,11 +32,8 @@ from torpor.util.workers import RAISE_LIMIT, Thread
 _PIECE = 1 << 16
 _BACKGROUND_SECONDS = 0.2
 """Seconds between two checks, in the background, whether this process is in the foreground again."""
-_STOP_SECONDS, _STOP_STEP = 1.0, 0.01
-"""Seconds that a job may take to stop after Ctrl-Z, and seconds between two checks."""
 _DRAIN_SECONDS = 1.0
 """Seconds that remaining processes of an ended job may go on writing."""
-_CHARACTERS = 6  # index in the result of tcgetattr()
 
 
 class _Way:
@@ -94,8 +90,10 @@ class Relay:
         self._master = -1
         self._slave = -1
         self._end = os.pipe()
+        self._stops = os.pipe()
+        """By which the carrier learns that the job was stopped, and by which signal."""
+        self._resumed = threading.Event()
         self._raw = False
-        self._stop_deadline = 0.0
         self._carrier = Thread(self._carry)
         self._ready = threading.Event()
         """Set when copying can begin. The thread is started earlier, so that no job is woken without it."""
@@ -138,12 +136,12 @@ class Relay:
         self._enter()
         self._ready.set()
         try:
-            return job.foreground(self._on_signal)
+            return job.foreground(self._on_signal, self._on_stop)
         finally:
             os.write(self._end[1], b"!")
             self._carrier.join()
             self._leave()
-            for fd in (self._master, self._screen, *self._end):
+            for fd in (self._master, self._screen, *self._end, *self._stops):
                 if fd >= 0:
                     os.close(fd)
 
@@ -152,6 +150,12 @@ class Relay:
         if number == signal.SIGWINCH:
             self._resize()
         return number in (signal.SIGWINCH, signal.SIGCONT)
+
+    def _on_stop(self, number: int) -> None:
+        """Let the carrier, which has the terminal, stop this process."""
+        self._resumed.clear()
+        os.write(self._stops[1], bytes([number]))
+        self._resumed.wait()
 
     def _resize(self) -> None:
         with suppress(OSError):  # the outer terminal is gone
@@ -196,14 +200,17 @@ class Relay:
         while (ending >= 0 or self._master in sources or outward.waiting) and time.monotonic() < deadline:
             if self._screen in sources and not self._raw and self._in_foreground():
                 self._enter()
-            self._watch()
             readers = [fd for fd, way in sources.items() if way.has_room and (fd != self._screen or self._raw)]
             writers = [way.target for way in (inward, outward) if way.waiting]
-            endings = [ending] if ending >= 0 else []
-            timeout = self._patience() if endings else _DRAIN_SECONDS if outward.waiting else 0.0
+            endings = [ending, self._stops[0]] if ending >= 0 else []
+            patience = None if self._raw else _BACKGROUND_SECONDS
+            timeout = patience if endings else _DRAIN_SECONDS if outward.waiting else 0.0
             readable, writable, _ = select.select([*readers, *endings], writers, [], timeout)
             if not (readable or writable or endings):
                 return
+            if self._stops[0] in readable:
+                self._suspend(os.read(self._stops[0], 1)[0])
+                continue
             if ending in readable:
                 ending = -1
                 sources.pop(self._screen, None)
@@ -214,46 +221,29 @@ class Relay:
                     deadline = time.monotonic() + _DRAIN_SECONDS
             if self._master in readable and outward.take() == b"":
                 sources.pop(self._master)
-            if self._screen in readable and self._screen in sources:
-                if (typed := inward.take()) == b"":
-                    sources.clear()
-                    inward.waiting.clear()
-                    self._hang_up()
-                elif typed and self._suspends(typed):
-                    self._stop_deadline = time.monotonic() + _STOP_SECONDS
-
-    def _patience(self) -> float | None:
-        if self._stop_deadline:
-            return _STOP_STEP
-        return None if self._raw else _BACKGROUND_SECONDS
+            if self._screen in readable and self._screen in sources and inward.take() == b"":
+                sources.clear()
+                inward.waiting.clear()
+                self._hang_up()
 
     def _hang_up(self) -> None:
         """Close the master, since the outer terminal is gone: that hangs up the inner one."""
         os.close(self._master)
         self._master = -1
 
-    def _suspends(self, typed: bytes) -> bool:
-        """Return whether Ctrl-Z was typed, and the job has no shell of its own that notices the stop."""
-        with suppress(OSError, termios.error):
-            character = termios.tcgetattr(self._master)[_CHARACTERS][termios.VSUSP]
-            return character in typed and os.getsid(self._job.tree_pid) != self._job.tree_pid
-        return False
+    def _suspend(self, number: int) -> None:
+        """Stop this process as the job is stopped. When it is continued, continue the job.
 
-    def _watch(self) -> None:
-        """Stop this process if the job stops soon after Ctrl-Z."""
-        if not self._stop_deadline:
-            return
-        with suppress(FileNotFoundError, ProcessLookupError):
-            if procfs.stat(self._job.tree_pid).state == "T":
-                self._stop_deadline = 0.0
-                self._suspend()
-        if time.monotonic() > self._stop_deadline:
-            self._stop_deadline = 0.0
-
-    def _suspend(self) -> None:
+        A session leader has no shell that would continue it: then Ctrl-Z does not stop the job for long.
+        """
+        leads = os.getsid(0) == os.getpid()
         self._leave()
-        if os.getsid(0) != os.getpid():  # a session leader has no shell that would continue it
-            signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)  # to this thread: acts at once
+        if not leads:
+            self._job.stop_too(number)
         if self._in_foreground():
             self._enter()
-        self._signal(signal.SIGCONT)
+        if not leads or number == signal.SIGTSTP:
+            self._signal(signal.SIGCONT)
+            with suppress(ProcessLookupError):
+                os.killpg(os.getpgid(self._job.tree_pid), signal.SIGCONT)
+        self._resumed.set()

@@ -25,7 +25,7 @@ class Job:
         self.tree_pid = os.getpid()
         self._act = act
 
-    def foreground(self, on_signal: Callable[[int], bool]) -> int:
+    def foreground(self, on_signal: Callable[[int], bool], on_stop: Callable[[int], object]) -> int:
         self._act()
         return 7
 
