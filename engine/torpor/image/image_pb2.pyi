@@ -111,7 +111,7 @@ class Bundle(_message.Message):
     def __init__(self, path: _Optional[bytes] = ..., size: _Optional[int] = ..., mode: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., pages: _Optional[_Union[PageTable, _Mapping]] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., attributes: _Optional[_Iterable[_Union[SharedMemory.Attribute, _Mapping]]] = ...) -> None: ...
 
 class Place(_message.Message):
-    __slots__ = ("path", "mode", "uid", "gid", "used", "mtime_ns", "attributes")
+    __slots__ = ("path", "mode", "uid", "gid", "used", "mtime_ns", "attributes", "lacks")
     PATH_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     UID_FIELD_NUMBER: _ClassVar[int]
@@ -119,6 +119,7 @@ class Place(_message.Message):
     USED_FIELD_NUMBER: _ClassVar[int]
     MTIME_NS_FIELD_NUMBER: _ClassVar[int]
     ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    LACKS_FIELD_NUMBER: _ClassVar[int]
     path: bytes
     mode: int
     uid: int
@@ -126,7 +127,8 @@ class Place(_message.Message):
     used: bool
     mtime_ns: int
     attributes: _containers.RepeatedCompositeFieldContainer[SharedMemory.Attribute]
-    def __init__(self, path: _Optional[bytes] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., used: bool = ..., mtime_ns: _Optional[int] = ..., attributes: _Optional[_Iterable[_Union[SharedMemory.Attribute, _Mapping]]] = ...) -> None: ...
+    lacks: bytes
+    def __init__(self, path: _Optional[bytes] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., used: bool = ..., mtime_ns: _Optional[int] = ..., attributes: _Optional[_Iterable[_Union[SharedMemory.Attribute, _Mapping]]] = ..., lacks: _Optional[bytes] = ...) -> None: ...
 
 class Content(_message.Message):
     __slots__ = ("digest", "whole")

@@ -346,6 +346,7 @@ ALLOWED: Final = (
         )
         for kind in ("folders", "fifos")
     ),
+    Allowed("folders.lacks", "others, and the restored program, make and remove files", _OWN_PLACES),
     Allowed("bundles[]", _AGAIN, _REMOVED_PROGRAM, _removed),
     Allowed("files[]", _AGAIN, _REMOVED_PROGRAM, _removed),
     Allowed("files[]", "a bundled file that is gone comes back in memory", _MAPPED, _in_memory),

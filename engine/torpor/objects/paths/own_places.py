@@ -9,7 +9,8 @@ system does not tell that (statx(2), STATX_BTIME), their last change counts. Wit
 directories above, as long as the same user owns them.
 
 A restore makes a missing one with its mode and time, with the rights of the processes that need it, and never in place
-of something else. Of the content of a directory it makes what the image has. If it fails, it removes all of that again.
+of something else. If it fails, it removes all of that again. A directory that had more in it than the image has is not
+made: the job would go on without files that it may read later, and perhaps they only lie elsewhere by now.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import errno
 import os
 import stat
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,6 +32,7 @@ from torpor.objects.paths import file_attributes
 from torpor.objects.paths.file_names import OF_KERNEL
 from torpor.objects.paths.opener import Opener, Openers, paths_of
 from torpor.objects.paths.small_files import SmallFiles
+from torpor.objects.sockets import unix_paths
 from torpor.remote.sys import syscall
 
 _AT_FDCWD, _AT_SYMLINK_NOFOLLOW, _STATX_BTIME = -100, 0x100, 0x800
@@ -91,6 +93,18 @@ def note(image: pb.Tree, small: SmallFiles | None) -> None:
         image.folders.append(_place(path, folders[path], used=path in used))
     for path in sorted(fifos):
         image.fifos.append(_place(path, fifos[path], used=True))
+    known = {one.path for kind in (image.folders, image.fifos, image.bundles) for one in kind}
+    known |= {unix_paths.path_of(one.unix) for one in image.descriptions if one.HasField("unix")}
+    for folder in image.folders:
+        if folder.used:
+            folder.lacks = _lacks(folder.path, known)
+
+
+def _lacks(folder: bytes, known: Set[bytes]) -> bytes:
+    """The name of something in a directory that is not among these paths; empty if all are."""
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:  # it may just have been removed
+        return next((entry.name for entry in entries if os.path.join(folder, entry.name) not in known), b"")
+    return b""
 
 
 def _is_own(path: bytes, status: os.stat_result, small: SmallFiles) -> bool:
@@ -165,7 +179,9 @@ def why_missing(image: pb.Tree, path: bytes, error: OSError, opener: Opener) -> 
     again = (one.path for kind in (image.folders, image.fifos, image.bundles) for one in kind)
     if not isinstance(error, FileNotFoundError) or path not in again:
         return error.strerror or str(error)
-    if why := why_not_make(image, path, opener):
+    lacks = next((folder.lacks for folder in image.folders if folder.path == path), b"")
+    why = f"{os.fsdecode(lacks)} was in it, which the snapshot does not have" if lacks else ""
+    if why := why or why_not_make(image, path, opener):
         return f"it is missing, and cannot be made again: {why}"
     return ""
 
@@ -198,9 +214,9 @@ def make(image: pb.Tree, openers: Openers, made: Made) -> None:
         if OF_KERNEL.match(place.path) or not place.path.startswith(b"/") or b"\0" in place.path:
             raise ImageDamaged(f"the image has a directory or a named pipe with an impossible name: {place.path!r}")
     for folder in image.folders:
-        if folder.used and not os.path.lexists(folder.path):
+        if folder.used and not folder.lacks and not os.path.lexists(folder.path):
             make_folders(image, folder.path + b"/", made, openers.path(folder.path).straight())
-            _tell(made, "directory", folder.path, ": of its content it has what the snapshot has")
+            _tell(made, "directory", folder.path)
     for fifo in image.fifos:
         if not os.path.lexists(fifo.path):
             opener = openers.path(fifo.path).straight()
@@ -213,8 +229,8 @@ def make(image: pb.Tree, openers: Openers, made: Made) -> None:
             _tell(made, "named pipe", fifo.path)
 
 
-def _tell(made: Made, what: str, path: bytes, more: str = "") -> None:
-    made.notices.append(f"the {what} {os.fsdecode(path)}, which the job had made, was missing and is made again{more}")
+def _tell(made: Made, what: str, path: bytes) -> None:
+    made.notices.append(f"the {what} {os.fsdecode(path)}, which the job had made, was missing and is made again")
 
 
 def make_folders(image: pb.Tree, path: bytes, made: Made, opener: Opener) -> None:

@@ -87,3 +87,19 @@ def test_a_pipe_is_made_again_in_its_directories_with_mode_and_time(tmp_path: Pa
     (folder / "somebody's").touch()
     made.remove()
     assert os.listdir(folder) == ["somebody's"], "a directory that somebody uses stays"
+
+
+def test_a_directory_that_had_more_in_it_than_the_image_has_is_not_made(tmp_path: Path) -> None:
+    folder = tmp_path / "one"
+    folder.mkdir()
+    (folder / "closed").write_text("the job may read it later")
+    image = described(folder)
+    own_places.note(image, began(0))
+    assert [place.lacks for place in image.folders if place.used] == [b"closed"]
+    (folder / "closed").unlink()
+    folder.rmdir()
+    opener = Openers(image).path(os.fsencode(folder))
+    why = own_places.why_missing(image, os.fsencode(folder), FileNotFoundError(), opener)
+    assert why == "it is missing, and cannot be made again: closed was in it, which the snapshot does not have"
+    own_places.make(image, Openers(image), Made())
+    assert not folder.exists()
