@@ -253,7 +253,7 @@ def options(fd: int, wanted: dict[Key, int]) -> dict[Key, bytes]:
     sized = {key: size for key, size in wanted.items() if key != FILTER}
     found = _values(fd, tuple(sized.items()))
     if FILTER in wanted and (program := _filter(fd)) is not None:
-        found[FILTER] = program
+        found = {FILTER: program, **found}  # to be set before SO_LOCK_FILTER
     lock = if_known(fd, _SOL, buffers.SO_BUF_LOCK, 4)
     # A kernel before 5.14 does not say who chose the size: then the size is not restored.
     locked = struct.unpack("i", lock)[0] if lock else 0
