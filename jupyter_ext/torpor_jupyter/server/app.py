@@ -167,6 +167,8 @@ class TorporApp(ExtensionApp):
         if self._slurm:
             self._slurm.cancel()
         await self.service.leave()
+        if self._policies:
+            await self._policies.ended()
         self.service.close()
 
     def _emit(self, kernel_id: str, what: str) -> None:

@@ -19,6 +19,8 @@ from torpor_jupyter.kernels.provisioner import TorporProvisioner
 from torpor_jupyter.kernels.service import Service
 from torpor_jupyter.server import memory_pressure
 
+LAST_SECONDS = 10.0
+"""How long the clean-up after the last checkpoints may take when the server stops, in seconds."""
 TICK_SECONDS = 2.0
 """How often the policies are applied."""
 
@@ -60,12 +62,26 @@ class Policies:
         self._begin(self._tick())
 
     def stop(self) -> None:
-        """Stop: begin no more operations, and wait until those in progress have ended.
+        """Begin no more checkpoints. Those in progress end.
 
         The engine's thread cannot be cancelled: it would end the process of a kernel that nobody registers as parked.
         """
+        self._service.when_cell_ended = lambda *_: None
         for task in self._tasks:
             task.cancel()
+
+    async def ended(self) -> None:
+        """Wait until nothing is in progress any more, also what the server's last checkpoints have begun.
+
+        A task that is left when the event loop stops can keep the process from ending: the thread in which it has read
+        a notebook waits for the task's end (anyio's worker threads).
+        """
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=LAST_SECONDS)
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)

@@ -39,3 +39,30 @@ def test_a_kernel_that_is_parked_for_its_memory_when_the_server_stops_is_parked(
         await server.end()
 
     asyncio.run(stops())
+
+
+def test_the_server_stops_when_the_last_clean_up_has_ended(
+    server: Server, process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task that was left when the event loop stopped kept the process from ending, for good."""
+    service = server.service
+
+    async def stops() -> None:
+        kernel = await server.sleeping(process)
+        service.registry.kernel_manager(kernel).execution_state = "idle"
+        policies = Policies(service, asyncio.get_running_loop(), Policy(0, 0, 0), quota=0, park_below=0)
+        steps: list[str] = []
+
+        async def clean_up(of: str) -> None:
+            steps.append("begun")
+            await asyncio.sleep(0.1)
+            steps.append("ended")
+
+        monkeypatch.setattr(policies, "_free_disk", clean_up)
+        policies.stop()
+        await service.park_all("stopping")
+        await policies.ended()
+        assert steps == ["begun", "ended"]
+        await server.end()
+
+    asyncio.run(stops())
