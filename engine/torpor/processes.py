@@ -61,7 +61,7 @@ def is_ending(pid: int) -> bool:
 
 
 def dies_of(pid: int, number: int) -> bool:
-    """Whether a signal whose default action is to end a program would end this process, as it is now.
+    """Whether a signal whose default action is to end or to stop a program would do so to this process, as it is now.
 
     It would not if the process catches or ignores it, or if all its threads block it or wait for it (sigwait(3)).
     False if the process has ended; True if /proc does not say.

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 from torpor import processes, procfs
 from torpor._native import lib
-from torpor.arch.x86_64 import NR
 from torpor.remote import kernel_signals
 from torpor.remote.kernel_signals import Received
 from torpor.restorer.capsule import Init
@@ -234,9 +233,9 @@ class Job:
                     return
                 for other in cancelled:  # one that came earlier: this signal has cancelled it here
                     self._was_sent_to_group(other)
-            elif number in self.ignored and self._has_default_action(number):
+            elif number in self.ignored and processes.dies_of(self.tree_pid, number):
                 return
-            elif number in _STOPS and self._is_orphaned(group) and self._has_default_action(number):
+            elif number in _STOPS and self._is_orphaned(group) and processes.dies_of(self.tree_pid, number):
                 number = signal.SIGSTOP  # the kernel would drop the other one
             if number == signal.SIGCONT:
                 self._stopped_by = 0  # init reports what comes later
@@ -251,16 +250,6 @@ class Job:
         """Whether nobody above the root can continue its process group (setpgid(2)), as that of a daemon."""
         above = procfs.stat(self.tree_pid).ppid
         return not above or os.getpgid(above) == group or os.getsid(above) != os.getsid(self.tree_pid)
-
-    def _has_default_action(self, number: int) -> bool:
-        """Whether the root neither handles, nor ignores, nor blocks a signal, nor waits for it by sigwait(3)."""
-        status = procfs.status(procfs.read(f"/proc/{self.tree_pid}/status"))
-        masks = (int(status[name], 16) for name in (b"SigBlk", b"SigIgn", b"SigCgt"))
-        # What a thread waits for is not shown as blocked (do_sigtimedwait(), kernel/signal.c).
-        with suppress(PermissionError):
-            if procfs.read(f"/proc/{self.tree_pid}/syscall").startswith(b"%d " % NR.rt_sigtimedwait):
-                return False
-        return not any(mask >> (number - 1) & 1 for mask in masks)
 
     def _end(self, timeout: int | None) -> int | None:
         _reap_ended()
