@@ -108,7 +108,7 @@ def validate(image: pb.Tree, host: Probe) -> Iterator[Reason]:
         yield Reason("this processor", "the image does not say where its register sets lie in memory")
         return
     absent: dict[str, None] = {}
-    for thread in _threads(image):
+    for thread in () if _is_alike(needed, host) else _threads(image):
         try:
             xsave.converted(thread.xstate, there, here, host.xfeatures, host.xsave_size)
         except xsave.CannotFit as missing:
@@ -119,11 +119,12 @@ def validate(image: pb.Tree, host: Probe) -> Iterator[Reason]:
 
 def adapt(image: pb.Tree, host: Probe) -> None:
     """Give the registers of all threads the layout of this processor. `validate` has found that they fit."""
+    if _is_alike(image.host, host):
+        return
     there, here = _layout(image.host), _layout_of(host)
     assert there is not None
-    if (there, image.host.xfeatures, image.host.xsave_size) != (here, host.xfeatures, host.xsave_size):
-        for thread in _threads(image):
-            thread.xstate = xsave.converted(thread.xstate, there, here, host.xfeatures, host.xsave_size)
+    for thread in _threads(image):
+        thread.xstate = xsave.converted(thread.xstate, there, here, host.xfeatures, host.xsave_size)
 
 
 def register_sets(image: pb.Tree) -> list[str]:
@@ -131,6 +132,12 @@ def register_sets(image: pb.Tree) -> list[str]:
     there = _layout(image.host) or {}
     areas = [thread.xstate for thread in _threads(image) if xsave.names_all(thread.xstate, there)]
     return sorted({xsave.name(number) for area in areas for number in xsave.in_use(area, there)})
+
+
+def _is_alike(needed: pb.Host, host: Probe) -> bool:
+    """Whether registers have the same layout on this host as on an image's, so that all fit as they are."""
+    there = _layout(needed), needed.xfeatures, needed.xsave_size
+    return there == (_layout_of(host), host.xfeatures, host.xsave_size)
 
 
 def _layout(host: pb.Host) -> xsave.Layout | None:
