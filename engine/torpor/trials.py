@@ -14,11 +14,12 @@ import signal
 import struct
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torpor.arch.x86_64 import NR, XCR0_OFFSET
-from torpor.remote.children import Exiting, fork, forked, sleep_with
+from torpor.remote.children import Exiting, fork, forked, forked_with_pipe, sleep_with
 from torpor.remote.sys import Words, pidfd_open, syscall, try_syscall
 
 _CLONE_NEWTIME, _CLONE_NEWNS, _CLONE_NEWUSER, _CLONE_NEWPID = 0x80, 0x20000, 0x10000000, 0x20000000
@@ -56,7 +57,7 @@ def in_children(trials: Iterable[Callable[[Report], None]], why: dict[str, str])
     They run at the same time: a namespace is made and ended by waiting for all processors (RCU).
     """
     found: dict[str, Any] = {}
-    for pid, reader in [_begin(trial) for trial in trials]:
+    for pid, reader in [forked_with_pipe(partial(_report, trial)) for trial in trials]:
         with open(reader, encoding="utf-8") as lines:
             reports = [json.loads(line) for line in lines]
         os.waitpid(pid, 0)
@@ -65,17 +66,8 @@ def in_children(trials: Iterable[Callable[[Report], None]], why: dict[str, str])
     return found
 
 
-def _begin(trial: Callable[[Report], None]) -> tuple[int, int]:
-    """Start a trial; return the PID of its child and the descriptor at which it reports."""
-    reader, writer = os.pipe()
-
-    def run() -> None:
-        os.close(reader)
-        trial(Report(writer))
-
-    pid = forked(run)
-    os.close(writer)
-    return pid, reader
+def _report(trial: Callable[[Report], None], writer: int) -> None:
+    trial(Report(writer))
 
 
 # --- single calls that need nothing -------------------------------------------------------------------------

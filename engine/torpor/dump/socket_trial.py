@@ -28,10 +28,10 @@ from torpor.dump.own_namespaces import Host, OwnNamespaces
 from torpor.errors import Reason, TorporError
 from torpor.image import image_pb2 as pb
 from torpor.objects.fds import descriptors
-from torpor.objects.paths.opener import Openers
-from torpor.objects.sockets import addresses, common, tcp_ports, unix_names, unix_paths
+from torpor.objects.paths.opener import Openers, socket_path
+from torpor.objects.sockets import addresses, common, tcp_ports, unix_names
 from torpor.objects.sockets.addresses import Address
-from torpor.remote.children import forked
+from torpor.remote.children import forked_with_pipe
 from torpor.util import inherited
 
 SECONDS = 6.0
@@ -50,16 +50,9 @@ def failures(image: pb.Tree) -> list[Reason]:
     if not 0 < sum(one.WhichOneof("kind") in _SOCKETS for one in image.descriptions) <= MOST:
         return []
     try:
-        reader, writer = os.pipe2(os.O_CLOEXEC)
-    except OSError:  # at the limit of descriptors
+        pid, reader = forked_with_pipe(partial(_in_child, image))
+    except OSError:  # at the limit of descriptors or processes
         return []
-    try:
-        pid = forked(partial(_in_child, image, writer))
-    except OSError:  # at the limit of processes
-        os.close(reader)
-        return []
-    finally:
-        os.close(writer)
     try:
         said = _read(reader)
     finally:
@@ -127,7 +120,7 @@ def _only_sockets(image: pb.Tree) -> pb.Tree:
     for one in image.descriptions:
         kind = one.WhichOneof("kind")
         if kind not in _SOCKETS:
-            tree.descriptions.add(flags=os.O_RDWR).eventfd.SetInParent()
+            _replace(tree.descriptions.add())
             continue
         copy = tree.descriptions.add(flags=one.flags)
         getattr(copy, kind).CopyFrom(getattr(one, kind))
@@ -142,9 +135,13 @@ def _only_sockets(image: pb.Tree) -> pb.Tree:
 def _leave_out(tree: pb.Tree, kind: str) -> None:
     for one in tree.descriptions:
         if one.WhichOneof("kind") == kind:
-            one.Clear()
-            one.flags = os.O_RDWR
-            one.eventfd.SetInParent()
+            _replace(one)
+
+
+def _replace(one: pb.Description) -> None:
+    one.Clear()
+    one.flags = os.O_RDWR
+    one.eventfd.SetInParent()
 
 
 def _hosts(tree: pb.Tree) -> dict[str, set[Host] | None]:
@@ -187,6 +184,6 @@ def _directories(tree: pb.Tree) -> Iterator[bytes]:
     yield os.fsencode(tempfile.gettempdir())
     for one in tree.descriptions:
         if one.HasField("unix") and one.unix.name[:1] not in (b"", b"\0"):
-            path = unix_paths.path_of(one.unix)
+            path = socket_path(one.unix)
             home = one.unix.directory or os.path.dirname(path)
             yield from filter(None, (os.path.dirname(path), home, os.path.dirname(os.path.join(home, one.unix.name))))

@@ -22,6 +22,25 @@ def forked(work: Callable[[], object]) -> int:
     return pid
 
 
+def forked_with_pipe(work: Callable[[int], object]) -> tuple[int, int]:
+    """Fork a child that does `work` with a descriptor to report at, and exits.
+
+    Returns:
+        The PID of the child, which the caller must wait for, and the descriptor to read the reports from.
+
+    Raises:
+        OSError: this process is at its limit of descriptors or processes.
+    """
+    reader, writer = os.pipe()
+    try:
+        return forked(lambda: work(writer)), reader
+    except OSError:
+        os.close(reader)
+        raise
+    finally:
+        os.close(writer)
+
+
 def fork() -> int:
     """Fork. The child may use no locks, and leaves by `Exiting`."""
     # Python warns about fork() in a process with threads, since locks may be held in the child. These children

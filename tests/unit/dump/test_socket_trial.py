@@ -198,5 +198,5 @@ def test_without_namespaces_or_time_nothing_is_said(free_port: int, monkeypatch:
 
 
 def test_a_tree_without_sockets_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(socket_trial, "forked", boom)
+    monkeypatch.setattr(socket_trial, "forked_with_pipe", boom)
     assert failures(tree()) == []
