@@ -80,6 +80,8 @@ def reported(living: Sequence[ProcessDump]) -> Iterator[None]:
     if not is_needed():
         yield
         return
+    for taken in living:
+        taken.listen()
     reporters = _reporters(living)
     with ExitStack() as stack:
         listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))

@@ -150,8 +150,6 @@ class TreeDump:
             taken.begin(self._stopped_children(process), of_users(taken.uids))
             if not process.parent:
                 self._outside_parents[process.pid] = tree.outside_parent(taken.texts)
-        for taken in self._living() if self_report.is_needed() else ():
-            taken.listen()
         with self_report.reported(self._living()):
             self._grab(reset_outside=reset_outside, stdio=stdio)
 
@@ -169,7 +167,7 @@ class TreeDump:
             self.shared.grab_file(file)
         self._names = MappedNames(self.descriptors)
         for taken in self._living():
-            if not self_report.is_needed():
+            if not self_report.is_needed():  # it has not been waited for: the descriptors are grabbed meanwhile
                 taken.listen()
             maps = [self._names.lasting(taken.pid, mapping) for mapping in taken.injection.maps]
             self.shared.grab_mapped(taken.pid, maps, taken.ask)

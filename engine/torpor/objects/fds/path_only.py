@@ -26,8 +26,8 @@ from torpor.objects.kind import (
 )
 from torpor.objects.opening import Opening, naming, words
 from torpor.objects.paths import own_places
-from torpor.objects.paths.opener import Opener, Openers
-from torpor.objects.sockets import unix_names, unix_paths
+from torpor.objects.paths.opener import Opener, Openers, socket_path
+from torpor.objects.sockets import unix_names
 
 _KINDS = {
     stat.S_IFLNK: "symbolic link",
@@ -102,7 +102,7 @@ def _is_own_socket(description: Description, image: Tree) -> bool:
     """Whether it is the file of a socket of the tree, which the restore makes anew."""
     sockets = (one.unix for one in image.descriptions if one.WhichOneof("kind") == "unix")
     return stat.S_ISSOCK(description.name.mode) and any(
-        unix_names.owns(unix) and unix_paths.path_of(unix) == description.name.path for unix in sockets
+        unix_names.owns(unix) and socket_path(unix) == description.name.path for unix in sockets
     )
 
 

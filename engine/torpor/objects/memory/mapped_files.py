@@ -170,7 +170,7 @@ _ALONG = "or save it with --bundle-files: then the image has its programs and li
 
 def validate(image: pb.Tree, openers: Openers) -> Iterator[Reason]:
     """Say which mapped or executed files are not what they were. A file that is mapped shared may have changed."""
-    data = {vma.file for process in image.processes for vma in process.memory.vmas if vma.kind == pb.Vma.FILE_SHARED}
+    data = fingerprints.mapped_shared(image)
     written = fingerprints.mapped_to_write(image)
     bundles = bundle.by_path(image)
     for index, file in enumerate(image.files):
@@ -252,8 +252,7 @@ def open_all(image: pb.Tree, reader: SnapshotReader, base: int, openers: Openers
         for vma in process.memory.vmas
         if vma.kind == pb.Vma.FILE_SHARED and vma.may_write
     }
-    mappings = (vma for process in image.processes for vma in process.memory.vmas)
-    shared = {vma.file for vma in mappings if vma.kind == pb.Vma.FILE_SHARED}
+    shared = fingerprints.mapped_shared(image)
     bundles = bundle.by_path(image)
     opened: dict[int, int] = {}
     try:

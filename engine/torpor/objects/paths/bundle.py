@@ -185,13 +185,8 @@ def _all(image: pb.Tree) -> dict[bytes, _Wanted]:
 def _files(image: pb.Tree, path: bytes) -> Iterator[fingerprints.File]:
     """The image's messages for a file that is open, or mapped so that writes reach it."""
     yield from (one.file for one in image.descriptions if one.WhichOneof("kind") == "file" and one.file.path == path)
-    mapped = _mapped_shared(image)
+    mapped = fingerprints.mapped_shared(image)
     yield from (file for index, file in enumerate(image.files) if index in mapped and file.path == path)
-
-
-def _mapped_shared(image: pb.Tree) -> set[int]:
-    mappings = (vma for process in image.processes for vma in process.memory.vmas)
-    return {vma.file for vma in mappings if vma.kind == pb.Vma.FILE_SHARED}
 
 
 def _leased(image: pb.Tree) -> set[bytes]:
@@ -280,7 +275,7 @@ def named(image: pb.Tree) -> Iterator[bytes]:
     for description in image.descriptions:
         if description.WhichOneof("kind") in ("file", "inotify"):
             yield from paths_of(description)
-    for index in _mapped_shared(image):
+    for index in fingerprints.mapped_shared(image):
         yield image.files[index].path
 
 

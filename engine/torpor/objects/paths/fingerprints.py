@@ -227,6 +227,12 @@ def files_mapped_to_write(image: pb.Tree) -> list[pb.FileRef]:
     return [file for file in image.files if (file.dev, file.ino) in mapped]
 
 
+def mapped_shared(image: pb.Tree) -> set[int]:
+    """The files that are mapped shared, by their indexes."""
+    mappings = (vma for process in image.processes for vma in process.memory.vmas)
+    return {vma.file for vma in mappings if vma.kind == pb.Vma.FILE_SHARED}
+
+
 def mapped_to_write(image: pb.Tree) -> set[tuple[int, int]]:
     """Device and inode of the files that are mapped so that writes reach them."""
     mappings = (vma for process in image.processes for vma in process.memory.vmas)

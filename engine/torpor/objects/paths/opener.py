@@ -26,7 +26,7 @@ from typing import TypeVar
 
 from torpor import procfs
 from torpor.arch.x86_64 import NR
-from torpor.image.image_pb2 import Credentials, Description, Process, Tree, Vma
+from torpor.image.image_pb2 import Credentials, Description, Process, Tree, UnixSocket, Vma
 from torpor.remote.sys import Argument, FileRights, syscall, syscall_as
 
 T = TypeVar("T")
@@ -381,10 +381,17 @@ def paths_of(one: Description) -> list[bytes]:
         case "inotify":
             return [watch.path for watch in one.inotify.watches if watch.path]
         case "unix":
-            path = one.unix.path if one.unix.moved else one.unix.name
+            path = socket_path(one.unix)
             return [os.path.dirname(path)] if path.startswith(b"/") else []
         case _:
             return []
+
+
+def socket_path(unix: UnixSocket) -> bytes:
+    """The path for a socket's file; empty if it has none."""
+    if unix.moved:
+        return unix.path
+    return b"" if unix.name.startswith(b"\0") else unix.name
 
 
 def _own() -> FileRights:

@@ -28,11 +28,10 @@ from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.errors import ImageDamaged
 from torpor.image import image_pb2 as pb
-from torpor.objects.paths import file_attributes
+from torpor.objects.paths import file_attributes, fingerprints
 from torpor.objects.paths.file_names import OF_KERNEL
-from torpor.objects.paths.opener import Opener, Openers, paths_of
+from torpor.objects.paths.opener import Opener, Openers, paths_of, socket_path
 from torpor.objects.paths.small_files import SmallFiles
-from torpor.objects.sockets import unix_paths
 from torpor.remote.sys import syscall
 
 _AT_FDCWD, _AT_SYMLINK_NOFOLLOW, _STATX_BTIME = -100, 0x100, 0x800
@@ -94,7 +93,7 @@ def note(image: pb.Tree, small: SmallFiles | None) -> None:
     for path in sorted(fifos):
         image.fifos.append(_place(path, fifos[path], used=True))
     known = {one.path for kind in (image.folders, image.fifos, image.bundles) for one in kind}
-    known |= {unix_paths.path_of(one.unix) for one in image.descriptions if one.HasField("unix")}
+    known |= {socket_path(one.unix) for one in image.descriptions if one.HasField("unix")}
     for folder in image.folders:
         if folder.used:
             folder.lacks = _lacks(folder.path, known)
@@ -123,8 +122,7 @@ def _paths(image: pb.Tree) -> Iterator[bytes]:
                     yield path
     for description in image.descriptions:
         yield from paths_of(description)
-    mappings = (vma for process in image.processes for vma in process.memory.vmas)
-    for index in {vma.file for vma in mappings if vma.kind == pb.Vma.FILE_SHARED}:
+    for index in fingerprints.mapped_shared(image):
         yield image.files[index].path
 
 
@@ -176,12 +174,15 @@ def why_missing(image: pb.Tree, path: bytes, error: OSError, opener: Opener) -> 
         error: from looking for it.
         opener: of the processes that need it.
     """
-    again = (one.path for kind in (image.folders, image.fifos, image.bundles) for one in kind)
-    if not isinstance(error, FileNotFoundError) or path not in again:
+    kept = (one for kind in (image.folders, image.fifos, image.bundles) for one in kind)
+    again = next((one for one in kept if one.path == path), None)
+    if not isinstance(error, FileNotFoundError) or again is None:
         return error.strerror or str(error)
-    lacks = next((folder.lacks for folder in image.folders if folder.path == path), b"")
-    why = f"{os.fsdecode(lacks)} was in it, which the snapshot does not have" if lacks else ""
-    if why := why or why_not_make(image, path, opener):
+    if isinstance(again, pb.Place) and again.lacks:
+        why = f"{os.fsdecode(again.lacks)} was in it, which the snapshot does not have"
+    else:
+        why = why_not_make(image, path, opener)
+    if why:
         return f"it is missing, and cannot be made again: {why}"
     return ""
 

@@ -13,6 +13,7 @@ Documented in: clone(2), unshare(2), kcmp(2), capabilities(7).
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -28,7 +29,6 @@ from torpor.remote.naming import describe_process
 from torpor.remote.sys import Argument, try_syscall
 
 KCMP_VM, KCMP_FILES, KCMP_FS = 1, 2, 3
-EPERM = 1
 SHARED = {
     KCMP_VM: "they share their memory (clone(CLONE_VM)) without being threads of one process",
     KCMP_FILES: "they share one table of descriptors (clone(CLONE_FILES)), and neither is the other's parent",
@@ -62,7 +62,7 @@ def unsupported(pids: Sequence[int]) -> list[Reason]:
 
 def compare(pid: int, other: int, kind: int, *more: Argument) -> int:
     """What kcmp(2) answers: 0 if something is the same, 1 or 2 if not, or a negated errno."""
-    return try_syscall(NR.kcmp, pid, other, kind, *more) if probe().kcmp else -EPERM
+    return try_syscall(NR.kcmp, pid, other, kind, *more) if probe().kcmp else -errno.EPERM
 
 
 _known: dict[int, frozenset[int]] = {}

@@ -24,7 +24,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address
 
 from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description, Membership, Tree, UdpSocket
@@ -64,8 +63,8 @@ OPTIONS4 = {**common.GENERAL, **common.UDP, **common.FILTERS}
 OPTIONS6 = {**common.TCP6, **common.UDP6, **OPTIONS4}
 
 
-Hosts = dict[int, set[IPv4Address | IPv6Address]]
-"""By port, the addresses to which sockets are bound."""
+Bound = dict[int, set[Address]]
+"""The addresses of bound sockets, by port."""
 
 
 @dataclass
@@ -89,7 +88,7 @@ class UdpState:
     """Whether empty datagrams may be missing in these."""
     shut: int = 0
     """Which sides the kernel says were shut down (RCV_SHUTDOWN, SEND_SHUTDOWN); 0 also if it says nothing."""
-    ours: Hosts = field(default_factory=dict)
+    ours: Bound = field(default_factory=dict)
     """The addresses of all sockets of the tree."""
 
     @property
@@ -148,7 +147,7 @@ class Udp(Kind[UdpState]):
             shut |= shut_udp(family)
         for open_file in with_port:
             open_file.state.shut = shut.get(open_file.stat.st_ino, 0)
-        ours = _hosts(addresses.address(open_file.state.local) for open_file in mine)
+        ours = _by_port(addresses.address(open_file.state.local) for open_file in mine)
         for open_file in mine:
             open_file.state.ours = ours
 
@@ -227,7 +226,7 @@ class Udp(Kind[UdpState]):
 
     def validate_free(self, mine: dict[int, Description], image: Tree) -> Iterator[Reason]:
         """The addresses must be available here, also those of unread datagrams."""
-        ours = _hosts(where for one in mine.values() if (where := _address(one.udp.local)))
+        ours = _by_port(where for one in mine.values() if (where := _address(one.udp.local)))
         senders: dict[Address, None] = {}
         for description in mine.values():
             where = _address(description.udp.local)
@@ -345,17 +344,16 @@ def _peek(copy: int, state: UdpState) -> None:
         state.may_lack = look.may_have_missed
 
 
-def _hosts(ours: Iterable[Address]) -> Hosts:
-    found: Hosts = defaultdict(set)
+def _by_port(ours: Iterable[Address]) -> Bound:
+    found: Bound = defaultdict(set)
     for own in ours:
-        found[own.port].add(own.host)
+        found[own.port].add(own)
     return found
 
 
-def _can_send_from(ours: Hosts, sender: Address) -> bool:
+def _can_send_from(ours: Bound, sender: Address) -> bool:
     """Whether one of these sockets can send from an address."""
-    hosts = ours.get(sender.port, ())
-    return sender.host in hosts or any(host.is_unspecified for host in hosts)
+    return any(_is_at(own, sender) for own in ours.get(sender.port, ()))
 
 
 def _is_at(own: Address, sender: Address) -> bool:

@@ -24,7 +24,7 @@ from torpor.image.image_pb2 import Description, Tree
 from torpor.image.image_pb2 import UnixSocket as UnixMessage
 from torpor.objects.opening import Opening, naming
 from torpor.objects.paths import own_places
-from torpor.objects.paths.opener import Opener, Openers
+from torpor.objects.paths.opener import Opener, Openers, socket_path
 from torpor.objects.sockets import common, unix_paths, unix_queues
 from torpor.objects.sockets.unix_diag import Diagnosis
 from torpor.objects.sockets.unix_paths import of, printable
@@ -59,7 +59,7 @@ def validate(mine: dict[int, Description], openers: Openers) -> Iterator[Reason]
             yield Reason("the image", "it has a unix socket with an invalid name")
             return
         if owns(unix) and (why := _no_home(unix, openers.image, opener) or _why_not_here(unix, opener)):
-            yield Reason(f"the unix socket {printable(unix_paths.path_of(unix) or unix.name)}", *why)
+            yield Reason(f"the unix socket {printable(socket_path(unix) or unix.name)}", *why)
         elsewhere = unix.connected_to not in names and not unix.closed_there
         if unix.connected_to and elsewhere and (error := _cannot_connect(unix, opener)):
             yield Reason(f"the unix socket {printable(unix.connected_to)}", f"the program sends to it, and {error}")
@@ -67,7 +67,7 @@ def validate(mine: dict[int, Description], openers: Openers) -> Iterator[Reason]
 
 def _no_home(unix: UnixMessage, image: Tree, opener: Opener) -> tuple[str, str] | None:
     """Why there is, and will be, no directory for a socket's file, and what to do; None if there is one."""
-    home = os.path.dirname(unix_paths.path_of(unix))
+    home = os.path.dirname(socket_path(unix))
     if not home or opener.may_write_in(home):
         return None
     if not os.path.lexists(home):
@@ -117,14 +117,14 @@ def _why_taken(unix: UnixMessage, opener: Opener) -> tuple[str, str] | None:
                 probe.bind(unix.name)
             except OSError as error:
                 return f"the name is not available: {error.strerror}", advice
-        elif (there := _at(unix, opener)) and _lives(probe, unix_paths.path_of(unix), there.st_ino, opener):
+        elif (there := _at(unix, opener)) and _lives(probe, socket_path(unix), there.st_ino, opener):
             return "another process has the name", advice
     return None
 
 
 def _at(unix: UnixMessage, opener: Opener) -> os.stat_result | None:
     """The file at a socket's path, if there is one."""
-    path = unix_paths.path_of(unix)
+    path = socket_path(unix)
     try:
         return opener.lstat(path) if path else None
     except FileNotFoundError:
@@ -277,10 +277,10 @@ class Named:
     def _bind(self, index: int, unix: UnixMessage, opener: Opener) -> socket.socket:
         sock = self._stack.enter_context(socket.socket(socket.AF_UNIX, unix.type))
         if unix.name:
-            if unix_paths.path_of(unix):
+            if socket_path(unix):
                 _clear(unix, opener)
             self._at[index] = self._bound.bind(sock, unix, opener)
-            self.opening.bound[unix_paths.path_of(unix)] = self._at[index]
+            self.opening.bound[socket_path(unix)] = self._at[index]
             common.set_options(sock, unix.options, OPTIONS)
         if unix.listening:
             sock.listen(unix.backlog)
@@ -345,7 +345,7 @@ def _clear(unix: UnixMessage, opener: Opener) -> None:
     if (why := _why_not_here(unix, opener) or _why_taken(unix, opener)) is not None:
         raise RestoreFailed(f"the unix socket {printable(unix.name)} cannot be made again: {why[0]}", advice=why[1])
     with suppress(FileNotFoundError):
-        opener.unlink(unix_paths.path_of(unix))
+        opener.unlink(socket_path(unix))
 
 
 def _stands_alone(unix: UnixMessage) -> bool:

@@ -27,7 +27,7 @@ from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.image.image_pb2 import UnixSocket as UnixMessage
 from torpor.objects.paths.file_names import is_gone, makeshift_name
-from torpor.objects.paths.opener import Opener
+from torpor.objects.paths.opener import Opener, socket_path
 from torpor.objects.sockets import addresses
 from torpor.remote.children import forked
 from torpor.remote.sys import syscall
@@ -132,13 +132,6 @@ def address(name: bytes) -> tuple[bytes, int]:
     return packed, len(packed)
 
 
-def path_of(unix: UnixMessage) -> bytes:
-    """The path for a socket's file; empty if it has none."""
-    if unix.moved:
-        return unix.path
-    return b"" if unix.name.startswith(b"\0") else unix.name
-
-
 @dataclass
 class Bound:
     """Bound sockets of an image, until their files are where they were."""
@@ -159,7 +152,7 @@ class Bound:
         if unix.name.startswith(b"\0"):
             opener.call(NR.bind, sock.fileno(), *address(unix.name))
             return bytes(unix.name)
-        path = path_of(unix)
+        path = socket_path(unix)
         if not path:
             return self._bind_nameless(sock, unix, opener)
         home, directory = os.path.dirname(path), unix.directory or os.path.dirname(path)
@@ -259,7 +252,7 @@ class Bound:
     def settle(self) -> None:
         """Move every file to where it was, with its mode and owner. From now on none of them is connected to."""
         for opener, at, unix in self._waiting:
-            path = path_of(unix)
+            path = socket_path(unix)
             if not path:
                 opener.unlink(at)
                 continue

@@ -15,7 +15,7 @@ import pytest
 from torpor.image import image_pb2 as pb
 from torpor.image.image_pb2 import UnixSocket as UnixMessage
 from torpor.objects.paths.file_names import is_makeshift
-from torpor.objects.paths.opener import Opener, Openers
+from torpor.objects.paths.opener import Opener, Openers, socket_path
 from torpor.objects.sockets import addresses, unix_names, unix_paths
 from torpor.objects.sockets.unix_paths import LONGEST, Bound, Place
 
@@ -49,9 +49,9 @@ def test_names() -> None:
     assert unix_paths.printable(b"/run/x\0") == "/run/x"
     assert unix_paths.address(b"x") == (b"\x01\0x\0", 4)
     assert unix_paths.address(b"\0x") == (b"\x01\0\0x", 4)
-    assert unix_paths.path_of(UnixMessage(name=b"\0x")) == b""
-    assert unix_paths.path_of(UnixMessage(name=b"/x", moved=True, path=b"/y")) == b"/y"
-    assert unix_paths.path_of(UnixMessage(name=b"/x", moved=True)) == b""
+    assert socket_path(UnixMessage(name=b"\0x")) == b""
+    assert socket_path(UnixMessage(name=b"/x", moved=True, path=b"/y")) == b"/y"
+    assert socket_path(UnixMessage(name=b"/x", moved=True)) == b""
 
 
 def test_a_file_is_found_where_it_was_bound_or_was_moved_to(place: Path) -> None:
