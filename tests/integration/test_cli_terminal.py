@@ -210,19 +210,25 @@ def test_a_shell_has_its_jobs_on_another_terminal(as_user: User, terminals: list
     assert second.process.wait(100) == 7
 
 
-def test_a_job_of_an_outer_shell_is_stopped_and_continued(as_user: User, terminals: list[Terminal]) -> None:
+def job_of_an_outer_shell(as_user: User, terminals: list[Terminal], command: str) -> Terminal:
+    """Start a command that says "ready" in a shell; end it by a checkpoint, and let the shell wake it."""
     outer = Terminal(as_user, "/bin/bash", "--norc", "--noprofile", "--noediting", "-i")
     terminals.append(outer)
-    (as_user.tmp / "job.py").write_text(PROGRAM)
-    outer.type(f"PS1='[''ok] '; python={BIN / 'python'} torpor={BIN / 'torpor'}\n")
+    outer.type(f"PS1='[''ok] '; torpor={BIN / 'torpor'}\n")
     outer.shows("[ok] ")
-    outer.type(f"$python {as_user.tmp / 'job.py'}\n")
+    outer.type(f"{command}\n")
     outer.shows("ready\r\n")
     job = os.tcgetpgrp(outer.master)
     as_user.run([BIN / "torpor", "checkpoint", str(job), "--then", "kill"], check=True)
     outer.shows("Killed")
     outer.type("$torpor restore latest\n")
     outer.shows("restore latest\r\n")
+    return outer
+
+
+def test_a_job_of_an_outer_shell_is_stopped_and_continued(as_user: User, terminals: list[Terminal]) -> None:
+    (as_user.tmp / "job.py").write_text(PROGRAM)
+    outer = job_of_an_outer_shell(as_user, terminals, f"{BIN / 'python'} {as_user.tmp / 'job.py'}")
     outer.type("20\n")
     outer.shows("total 20\r\n")
     outer.type("\x1a")
@@ -244,17 +250,8 @@ def test_a_job_of_an_outer_shell_is_stopped_and_continued(as_user: User, termina
 
 def test_a_job_that_stops_itself_on_its_new_terminal(as_user: User, terminals: list[Terminal]) -> None:
     """The outer shell sees it, has its terminal back, and continues it."""
-    outer = Terminal(as_user, "/bin/bash", "--norc", "--noprofile", "--noediting", "-i")
-    terminals.append(outer)
-    outer.type(f"PS1='[''ok] '; torpor={BIN / 'torpor'}\n")
-    outer.shows("[ok] ")
-    outer.type('sh -c \'echo "re"ady; read x; kill -STOP $$; echo "go"es on; read x; exit 4\'\n')
-    outer.shows("ready\r\n")
-    job = os.tcgetpgrp(outer.master)
-    as_user.run([BIN / "torpor", "checkpoint", str(job), "--then", "kill"], check=True)
-    outer.shows("Killed")
-    outer.type("$torpor restore latest\n")
-    outer.shows("restore latest\r\n")
+    command = 'sh -c \'echo "re"ady; read x; kill -STOP $$; echo "go"es on; read x; exit 4\''
+    outer = job_of_an_outer_shell(as_user, terminals, command)
     outer.type("\n")
     outer.shows("Stopped")
     outer.type("echo $((6 * 7))\n")
