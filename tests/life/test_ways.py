@@ -18,6 +18,7 @@ from tests.conformance.harness import PATIENCE, wait_until
 from tests.conformance.short_walks import LOW, SHORT_WALK, count_from, short_rounds
 from tests.hosts import DEFAULT_PROFILE, within
 from tests.users import BIN, User, granting
+from torpor import processes
 from torpor.objects.process.birth_order import MAX_PID
 
 TORPOR = str(BIN / "torpor")
@@ -384,3 +385,37 @@ def test_a_job_is_woken_in_a_container_without_capsules(
     assert done.stdout.startswith(f"{os.path.realpath(BIN / 'python')}\n")
     assert "natively only, after a walk" in done.stdout
     assert (ordinary_account.tmp / "answer").read_text() == "kept together\n"
+
+
+PROCESSES_ONLY = f"mount -t proc -o subset=pid proc /proc && {DROPS}"
+
+
+def test_a_proc_with_processes_only_is_named(ordinary_account: User) -> None:
+    """As units of systemd have it with ProcSubset=pid."""
+    words = f"sleep 1000 & exec {TORPOR} checkpoint $!"
+    done = ordinary_account.run([*CONTAINER, PROCESSES_ONLY, words])
+    assert done.returncode == 12
+    assert "this /proc shows processes only (subset=pid); mount a whole one" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("net", ["--net"]),
+        ("uts", ["--uts"]),
+        ("user", []),
+        ("user", ["--pid", "--fork", "--kill-child", "--mount-proc"]),  # as bubblewrap and rootless containers
+    ],
+)
+def test_a_whole_container_is_not_saved_from_outside(ordinary_account: User, kind: str, options: list[str]) -> None:
+    there = ["unshare", "--map-current-user", *options, "sh", "-c", "sh -c 'echo up; exec sleep 1000'; true"]
+    inside = ordinary_account.popen(there, stdout=subprocess.PIPE)
+    try:
+        assert inside.stdout.readline().strip()
+        (*_, pid) = processes.tree(inside.pid)
+        done = ordinary_account.run([TORPOR, "checkpoint", str(pid)])
+        assert done.returncode == 10
+        assert f"it lives in another {kind} namespace than Torpor, as in a container" in done.stderr
+    finally:
+        os.killpg(inside.pid, signal.SIGKILL)
+        inside.communicate()

@@ -164,18 +164,20 @@ static const struct {
 
 enum { OPTIONS = sizeof(options) / sizeof(*options) };
 
+/* descriptor, (any), value, which: an option of a socket */
 static long set_option(const long *a)
 {
-	int value = (int)(a[2] % 6) * options[a[1] % OPTIONS].scale, listens = 0;
+	long which = a[3] % (OPTIONS + 1);
+	int listens = 0;
 	socklen_t size = sizeof(listens);
 
-	if (a[1] % (OPTIONS + 1) == OPTIONS)
+	if (which == OPTIONS)
 		return setsockopt(fd_of(a[0]), SOL_SOCKET, SO_BINDTODEVICE, "lo", a[2] % 2 ? 2 : 0);
-	if (options[a[1] % OPTIONS].of_listeners &&
+	if (options[which].of_listeners &&
 	    (getsockopt(fd_of(a[0]), SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) || !listens))
 		return -2;
-	return setsockopt(fd_of(a[0]), options[a[1] % OPTIONS].level, options[a[1] % OPTIONS].name, &value,
-			  sizeof(value));
+	int value = (int)(a[2] % 6) * options[which].scale;
+	return setsockopt(fd_of(a[0]), options[which].level, options[which].name, &value, sizeof(value));
 }
 
 /* descriptor: all of its options and whether it is connected */
