@@ -1074,7 +1074,7 @@ class SockOpt(_message.Message):
     def __init__(self, level: _Optional[int] = ..., name: _Optional[int] = ..., value: _Optional[bytes] = ...) -> None: ...
 
 class TcpSocket(_message.Message):
-    __slots__ = ("state", "family", "local", "remote", "backlog", "peer", "received", "shut_read", "shut_write", "options", "peer_done", "protocol", "kept", "connected", "deferred")
+    __slots__ = ("state", "family", "local", "remote", "backlog", "peer", "received", "shut_read", "shut_write", "options", "peer_done", "protocol", "kept", "connected", "deferred", "released")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         UNKNOWN: _ClassVar[TcpSocket.State]
@@ -1106,6 +1106,7 @@ class TcpSocket(_message.Message):
     KEPT_FIELD_NUMBER: _ClassVar[int]
     CONNECTED_FIELD_NUMBER: _ClassVar[int]
     DEFERRED_FIELD_NUMBER: _ClassVar[int]
+    RELEASED_FIELD_NUMBER: _ClassVar[int]
     state: TcpSocket.State
     family: int
     local: bytes
@@ -1121,7 +1122,8 @@ class TcpSocket(_message.Message):
     kept: str
     connected: bool
     deferred: bool
-    def __init__(self, state: _Optional[_Union[TcpSocket.State, str]] = ..., family: _Optional[int] = ..., local: _Optional[bytes] = ..., remote: _Optional[bytes] = ..., backlog: _Optional[int] = ..., peer: _Optional[int] = ..., received: _Optional[bytes] = ..., shut_read: bool = ..., shut_write: bool = ..., options: _Optional[_Iterable[_Union[SockOpt, _Mapping]]] = ..., peer_done: bool = ..., protocol: _Optional[int] = ..., kept: _Optional[str] = ..., connected: bool = ..., deferred: bool = ...) -> None: ...
+    released: bool
+    def __init__(self, state: _Optional[_Union[TcpSocket.State, str]] = ..., family: _Optional[int] = ..., local: _Optional[bytes] = ..., remote: _Optional[bytes] = ..., backlog: _Optional[int] = ..., peer: _Optional[int] = ..., received: _Optional[bytes] = ..., shut_read: bool = ..., shut_write: bool = ..., options: _Optional[_Iterable[_Union[SockOpt, _Mapping]]] = ..., peer_done: bool = ..., protocol: _Optional[int] = ..., kept: _Optional[str] = ..., connected: bool = ..., deferred: bool = ..., released: bool = ...) -> None: ...
 
 class KeptConnection(_message.Message):
     __slots__ = ("local", "remote", "we_ended", "mss", "options", "scales", "timestamp", "window", "received_until", "sent_until", "received", "sent", "peer_ended")

@@ -20,7 +20,7 @@ from torpor.image import image_pb2 as pb
 from torpor.objects.paths.file_names import is_makeshift
 from torpor.objects.paths.opener import O_TMPFILE
 from torpor.objects.process.birth_order import OUTSIDE
-from torpor.objects.sockets import common
+from torpor.objects.sockets import addresses, common
 from torpor.objects.sockets.tcp_connections import BEFORE_MPTCP_CONNECTS
 from torpor.objects.sockets.tcp_ports import IPPROTO_MPTCP
 
@@ -115,6 +115,10 @@ def _is_over(before: Any, after: Any) -> bool:
     return before.state in over and after.state in over
 
 
+def _has_no_name(before: Any, after: Any) -> bool:
+    return bool(before.released and not addresses.address(after.local).port)
+
+
 def _but_for_timers(before: Any, after: Any) -> bool:
     one, other = (
         sorted(_shown(info) for info in process.pending if not _is_of_timer(info)) for process in (before, after)
@@ -203,6 +207,7 @@ _FILES: Final = "Files: position"
 _MAPPED: Final = "Private mappings of files, written"
 _REMOVED_PROGRAM: Final = "Program that was deleted"
 _TCP: Final = "TCP listeners"
+_RELEASED: Final = "TCP sockets whose address names a port"
 _OPTIONS: Final = "Options of sockets of MPTCP"
 _UNIX: Final = "Unix sockets"
 _UNIX_DATAGRAMS: Final = "Messages that wait in unix sockets"
@@ -416,6 +421,15 @@ ALLOWED: Final = (
     ),
     Allowed("descriptions.tcp.local", "a connection that is over comes back between two ends of ours", _TCP, _is_over),
     Allowed("descriptions.tcp.remote", "a connection that is over comes back between two ends of ours", _TCP, _is_over),
+    *(
+        Allowed(
+            f"descriptions.tcp.{name}",
+            "the address of a socket that has released its port comes back if the kernel chooses that port again",
+            _RELEASED,
+            _has_no_name,
+        )
+        for name in ("local", "released")
+    ),
     Allowed(
         "descriptions.udp.options",
         "bind() to an IPv6 address sets IPV6_V6ONLY (__inet6_bind())",

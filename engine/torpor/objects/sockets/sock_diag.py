@@ -21,6 +21,8 @@ _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 
 INET_DIAG_SHUTDOWN = 8
+_TCP_BOUND_INACTIVE = 13
+"""A state that only these lists have (include/net/tcp_states.h)."""
 _INET_REQUEST = struct.Struct("=BBBxI48x")
 _INET_INODE, _INET_MESSAGE = 68, 72
 """In struct inet_diag_msg, where the inode is; and its size."""
@@ -86,6 +88,15 @@ def shut_udp(family: int) -> dict[int, int]:
         (inode,) = struct.unpack_from("=I", body, _INET_INODE)
         found[inode] = dict(attributes(body[_INET_MESSAGE:])).get(INET_DIAG_SHUTDOWN, b"\0")[0]
     return found
+
+
+def bound_tcp(family: int) -> set[int]:
+    """The inodes of the TCP sockets that hold a port and neither are connected nor listen.
+
+    Empty before Linux 6.8 (91051f003948), and where the kernel lacks CONFIG_INET_TCP_DIAG.
+    """
+    request = _INET_REQUEST.pack(family, socket.IPPROTO_TCP, 0, 1 << _TCP_BOUND_INACTIVE)
+    return {struct.unpack_from("=I", body, _INET_INODE)[0] for body in Dump(request).bodies()}
 
 
 def _messages(raw: bytes) -> Iterator[tuple[int, bytes]]:

@@ -13,7 +13,7 @@ outside     its peer cannot be stopped and does not know of the restore: what wa
             its side before, the end. getsockname() then gives an address of the loopback. With --tcp=keep
             it may go on: `torpor.objects.sockets.tcp_repair`.
 ended       both sides were shut: reads give the rest and the end, writes EPIPE
-closed      neither connected nor listening
+closed      neither connected nor listening. It may have a port, or still name one that it has released
 ==========  ==============================================================================================
 
 States and counters are those of tcp(7), TCP_INFO; include/uapi/linux/tcp.h has the layout. Restoring the
@@ -55,6 +55,7 @@ from torpor.objects.sockets import (
     tcp_connections,
     tcp_flow,
     tcp_ports,
+    tcp_released,
     tcp_repair,
 )
 from torpor.objects.sockets.addresses import Address
@@ -123,6 +124,8 @@ class TcpState:
     """Whether the listener cannot accept it yet (TCP_DEFER_ACCEPT)."""
     unread: int = 0
     """Bytes that it has sent to that listener."""
+    released: bool = False
+    """Whether its address names a port that it does not hold any more."""
     kept: str = ""
     """The name under which its connection to the outside is kept."""
 
@@ -168,6 +171,9 @@ class Tcp(Kind[TcpState]):
             )
             if not listening:
                 _count(copy, state)
+            if _state(state) == TcpSocket.CLOSED and addresses.address(state.local).port:
+                v6only = any(state.socket.options.get(tcp_ports.V6ONLY, b""))
+                state.released = tcp_released.has_released(copy, state.local, v6only=v6only)
             if content:
                 _take(copy, state)
         return state
@@ -254,6 +260,8 @@ class Tcp(Kind[TcpState]):
             tcp.connected = _missing(state, state.peer.state) == 1 and not state.mptcp
             tcp.shut_read = hung_up and not _ended(state.peer.state)
             tcp.shut_write = _ended(state)
+        elif tcp.state == TcpSocket.CLOSED:
+            tcp.released = state.released
         elif tcp.state == TcpSocket.PENDING:
             tcp.deferred = state.deferred
             tcp.shut_read = hung_up

@@ -30,7 +30,7 @@ from typing import TypeVar
 from torpor.errors import Reason, RestoreFailed
 from torpor.image.image_pb2 import Description, TcpSocket
 from torpor.objects.opening import Opening, naming
-from torpor.objects.sockets import addresses, buffers, common, tcp_flow, tcp_ports, tcp_repair
+from torpor.objects.sockets import addresses, buffers, common, tcp_flow, tcp_ports, tcp_released, tcp_repair
 from torpor.objects.sockets.addresses import Address
 from torpor.objects.sockets.common import Key
 from torpor.objects.sockets.tcp_ports import IPPROTO_MPTCP
@@ -106,6 +106,10 @@ def _validate_one(index: int, tcp: TcpSocket, mine: dict[int, TcpSocket]) -> Ite
         yield Reason("the image", f"it has a TCP socket with {error}")
     if tcp.kept and not (tcp_repair.is_name(tcp.kept) and tcp.state == TcpSocket.OUTSIDE):
         yield Reason("the image", "it has a TCP connection that has an invalid name")
+    if tcp.released and tcp.state != TcpSocket.CLOSED:
+        yield Reason(
+            "the image", f"the TCP socket {index} is said to have released its port, and is connected or listens"
+        )
     if tcp.state not in TcpSocket.State.values()[1:]:
         yield Reason("the image", "it has a TCP socket in a state that is not known")
 
@@ -129,6 +133,7 @@ def open_all(mine: dict[int, Description], opening: Opening) -> None:
     """Make all TCP sockets of an image, and leave nothing else."""
     making = _Making(mine, opening)
     with making.moment:
+        _open_released(making)  # before others have their ports
         _open_inside(making)
         _open_bound(making)
         for index, description in mine.items():
@@ -172,9 +177,19 @@ def _open_inside(making: _Making) -> None:
                     _open_pair(making, client, server, listener)
 
 
+def _open_released(making: _Making) -> None:
+    for index, description in making.mine.items():
+        if description.tcp.released:
+            with naming(description), tcp_released.make(description.tcp) as sock:
+                _set_options(sock, description.tcp, AT_LAST)
+                making.opening.place(index, sock.dup().detach())
+
+
 def _open_bound(making: _Making) -> None:
     """Bind all sockets before any listens: a listening socket keeps others from its port."""
-    alone = {index: one for index, one in making.mine.items() if one.tcp.state in tcp_ports.BOUND}
+    alone = {
+        index: one for index, one in making.mine.items() if one.tcp.state in tcp_ports.BOUND and not one.tcp.released
+    }
     shared = tcp_ports.shared(one.tcp for one in alone.values())
     pending = [one.tcp for one in making.mine.values() if one.tcp.state == TcpSocket.PENDING]
     awaited = {addresses.address(tcp.remote).port for tcp in pending}

@@ -71,7 +71,7 @@ def place(tcp: TcpSocket) -> tuple[object, ...]:
 
 def shared(mine: Iterable[TcpSocket]) -> set[int]:
     """The ports to which several sockets of an image are bound: SO_REUSEPORT may be off by now."""
-    count = Counter(addresses.address(tcp.local).port for tcp in mine if tcp.state in BOUND)
+    count = Counter(addresses.address(tcp.local).port for tcp in mine if tcp.state in BOUND and not tcp.released)
     return {port for port, sockets_at in count.items() if port and sockets_at > 1}
 
 
@@ -84,7 +84,7 @@ def validate(mine: dict[int, TcpSocket]) -> Iterator[Reason]:
         if tcp.state == TcpSocket.INSIDE and not tcp.connected and listener_for(tcp, listeners):
             continue
         bound = tcp.state in (TcpSocket.LISTEN, *CONNECTING) or (tcp.state == TcpSocket.CLOSED and where.port)
-        if not bound or (tcp.family, where) in tried:
+        if not bound or tcp.released or (tcp.family, where) in tried:
             continue
         tried.add((tcp.family, where))
         with socket.socket(tcp.family, socket.SOCK_STREAM) as probe:
@@ -151,10 +151,7 @@ def connect(tcp: TcpSocket, here: Address, there: Address, patience: float = 2.0
     """
     sock = socket.socket(tcp.family, socket.SOCK_STREAM, tcp.protocol)
     try:
-        set_early(sock, tcp)
-        sock.setsockopt(*REUSE, 1)
-        sock.setsockopt(*PORT_RANGE, struct.pack("=HH", here.port, here.port))
-        sock.setsockopt(*BIND_NO_PORT, 1)
+        choose(sock, tcp, here.port)
         if tcp.family == socket.AF_INET or has_option(tcp, V6ONLY):  # bind() itself sets that option (__inet6_bind())
             sock.bind(addresses.for_python(here._replace(port=0), tcp.family))
         sock.settimeout(patience)
@@ -188,6 +185,14 @@ def bind(
     if share:
         sock.setsockopt(*REUSE_PORT, 1)
     sock.bind(addresses.for_python(where, tcp.family))
+
+
+def choose(sock: socket.socket, tcp: TcpSocket, port: int) -> None:
+    """Have the kernel choose this port for a new socket when it connects; the caller must restore the options."""
+    set_early(sock, tcp)
+    sock.setsockopt(*REUSE, 1)
+    sock.setsockopt(*PORT_RANGE, struct.pack("=HH", port, port))
+    sock.setsockopt(*BIND_NO_PORT, 1)
 
 
 def set_early(sock: socket.socket, tcp: TcpSocket, but: frozenset[Key] = frozenset()) -> None:

@@ -67,6 +67,7 @@ def change(index: int, **values: object) -> Callable[[dict[int, TcpSocket]], Non
         (change(6, family=1, protocol=0), "it has a TCP socket of family 1"),
         (change(6, family=44444), "address family 44444 is not available here"),
         (change(6, state=0), "it has a TCP socket in a state that is not known"),
+        (change(3, released=True), "the TCP socket 3 is said to have released its port, and is connected or listens"),
         (change(6, kept="../../etc"), "it has a TCP connection that has an invalid name"),
         (change(3, kept="0123456789abcdef"), "it has a TCP connection that has an invalid name"),
     ],
