@@ -1,9 +1,10 @@
 """Which System V objects belong to a tree: those that its processes have used last.
 
 That a process only knows the id of an object cannot be seen from outside. In an IPC namespace of the tree's own, all
-objects belong to the tree.
+objects belong to the tree. An object lives on after its last user, whose PID another process may have today: what a
+process may not use is not its own.
 
-Documented in: proc_sysvipc(5), semctl(2), msgctl(2).
+Documented in: proc_sysvipc(5), semctl(2), msgctl(2), capabilities(7).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 from torpor import procfs
 from torpor.arch.x86_64 import NR
@@ -27,12 +28,26 @@ from torpor.remote.naming import describe_process
 IPC_RMID, IPC_SET, IPC_STAT = 0, 1, 2
 _IPC_CREAT, _IPC_EXCL = 0o1000, 0o2000
 RIGHTS = 0o777
+_GROUP, _OTHERS = 0o070, 0o007
+_CAPABILITIES = 1 << 15 | 1 << 21 | 1 << 6 | 1 << 7
+"""CAP_IPC_OWNER and CAP_SYS_ADMIN, with which rights do not count; CAP_SETGID and CAP_SETUID, which give them."""
 _LARGEST_STAT = 120
 """The size of a struct msqid64_ds in bytes; a struct semid64_ds is smaller."""
 _AT_ONCE = 100
 _LAG = 2.0
 """Seconds by which the time of a use may lie before the start of its process, at most. It is cut to a second, and of a
 clock that only a tick moves on (kernel/time/timekeeping.c, ktime_get_real_seconds())."""
+
+
+class Owner(NamedTuple):
+    """Who may use an object (struct kern_ipc_perm)."""
+
+    uid: int
+    gid: int
+    cuid: int
+    """The user who made it; like the owner, this user may set its rights."""
+    cgid: int
+    mode: int
 
 
 @dataclass
@@ -57,13 +72,16 @@ class Users:
         self._waited = set(waits)
         self._started = cache(_started)
 
-    def did(self, pid: int, moment: int) -> bool:
-        """Whether it was a process of the tree that did something, in its lifetime: PIDs are reused."""
-        return pid in self._members and self._started(pid) <= moment + _LAG
+    def did(self, pid: int, moment: int, owner: Owner) -> bool:
+        """Whether it was a process of the tree that used an object, in its lifetime: PIDs are reused."""
+        return pid in self._members and self._is_user(pid, moment, owner)
 
-    def may_have(self, pid: int, moment: int) -> bool:
+    def may_have(self, pid: int, moment: int, owner: Owner) -> bool:
         """Whether a process of the tree has the PID, but began later, by this host's clock: see `unclear`."""
-        return pid in self._members and not self.did(pid, moment)
+        return pid in self._members and not self.did(pid, moment, owner) and may_use(pid, owner)
+
+    def _is_user(self, pid: int, moment: int, owner: Owner) -> bool:
+        return self._started(pid) <= moment + _LAG and may_use(pid, owner)
 
     @staticmethod
     def unclear(pid: int, what: str) -> Reason:
@@ -74,7 +92,15 @@ class Users:
             " this is its own; if not, remove it (ipcrm)",
         )
 
-    def note(self, found: Found, number: int, what: str, calls: Iterable[int], uses: Iterable[tuple[int, int]]) -> None:
+    def note(
+        self,
+        found: Found,
+        number: int,
+        what: str,
+        calls: Iterable[int],
+        uses: Iterable[tuple[int, int]],
+        owner: Owner,
+    ) -> None:
         """Add an object to what was found if it belongs to the tree; and why not, if others have used it too.
 
         Args:
@@ -83,17 +109,18 @@ class Users:
             what: the object in messages.
             calls: in which a thread may wait for it; the first argument is the id.
             uses: who has used it, and when.
+            owner: who may use it.
         """
         uses = list(uses)
-        mine = [pid for pid, moment in uses if self.did(pid, moment)]
+        mine = [pid for pid, moment in uses if self.did(pid, moment, owner)]
         if not mine and not any((call, number) in self._waited for call in calls):
             found.reasons += [
-                self.unclear(pid, f"{what} {number} were") for pid, moment in uses if self.may_have(pid, moment)
+                self.unclear(pid, f"{what} {number} were") for pid, moment in uses if self.may_have(pid, moment, owner)
             ][:1]
             return
         found.ids.append(number)
         others = [
-            pid for pid, moment in uses if pid > 0 and not self.did(pid, moment) and self._started(pid) <= moment + _LAG
+            pid for pid, moment in uses if pid > 0 and pid not in self._members and self._is_user(pid, moment, owner)
         ]
         if others:
             why = f"{describe_process(others[0])}, outside of the tree, has used them too"
@@ -167,6 +194,28 @@ def status_room() -> Out:
     return Out(_LARGEST_STAT)
 
 
+def may_use(pid: int, owner: Owner) -> bool:
+    """Whether a process may use an object today, in any way: who may set its rights may, and who must be asked.
+
+    Threads may have ids of their own. A process that is gone is not judged.
+    """
+    try:
+        return any(_may_use(procfs.read(f"/proc/{pid}/task/{tid}/status"), owner) for tid in procfs.threads(pid))
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def _may_use(text: bytes, owner: Owner) -> bool:
+    status = procfs.status(text)
+    uids, gids, groups = ({int(one) for one in status[name].split()} for name in (b"Uid", b"Gid", b"Groups"))
+    return bool(
+        not uids.isdisjoint((owner.uid, owner.cuid))
+        or (owner.mode & _GROUP and not (gids | groups).isdisjoint((owner.gid, owner.cgid)))
+        or owner.mode & _OTHERS
+        or int(status[b"CapPrm"], 16) & _CAPABILITIES
+    )
+
+
 def _started(pid: int) -> float:
     """When a process started, in seconds of CLOCK_REALTIME, as in the times of System V objects."""
     try:
@@ -181,7 +230,7 @@ def reason(pid: int, why: str) -> Reason:
 
 
 def rows(kind: str) -> Iterator[dict[str, int]]:
-    """The lines of /proc/sysvipc/KIND, by the names of the columns."""
+    """The lines of /proc/sysvipc/KIND, by the names of the columns; the rights are octal there."""
     try:
         text = procfs.read(f"/proc/sysvipc/{kind}").decode()
     except FileNotFoundError:
@@ -189,7 +238,12 @@ def rows(kind: str) -> Iterator[dict[str, int]]:
     heading, *lines = text.splitlines()
     names = heading.split()
     for line in lines:
-        yield dict(zip(names, map(int, line.split()), strict=True))
+        yield {name: int(word, 8 if name == "perms" else 10) for name, word in zip(names, line.split(), strict=True)}
+
+
+def owner_of_row(row: dict[str, int]) -> Owner:
+    """Who may use the object of a line."""
+    return Owner(*(row[name] for name in ("uid", "gid", "cuid", "cgid", "perms")))
 
 
 # Restore

@@ -31,6 +31,7 @@ from torpor.objects.sysv.belonging import (
     create,
     every,
     owner_of,
+    owner_of_row,
     rows,
     status_room,
 )
@@ -90,7 +91,7 @@ class MessageQueues(SystemV[Queues]):
         found = Found()
         for row in rows("msg"):
             uses = ((row["lspid"], row["stime"]), (row["lrpid"], row["rtime"]))
-            users.note(found, row["msqid"], "messages of the System V message queue", _WAITING, uses)
+            users.note(found, row["msqid"], "messages of the System V message queue", _WAITING, uses, owner_of_row(row))
         return found
 
     def find_all(self, ask: Ask) -> Found:

@@ -33,6 +33,7 @@ from torpor.objects.sysv.belonging import (
     Users,
     create,
     owner_of,
+    owner_of_row,
     reason,
     rows,
 )
@@ -75,10 +76,11 @@ class Segments(SystemV[Found]):
         why = "it has made the System V segment {} and not attached it"
         found = Found()
         for row in rows("shm"):
-            number, pid, moment = row["shmid"], row["cpid"], row["ctime"]
-            if row["nattch"] == 0 and users.did(pid, moment):
+            number, made = row["shmid"], (row["cpid"], row["ctime"], owner_of_row(row))
+            pid = made[0]
+            if row["nattch"] == 0 and users.did(*made):
                 found.reasons.append(reason(pid, why.format(number)))
-            elif row["nattch"] == 0 and users.may_have(pid, moment):
+            elif row["nattch"] == 0 and users.may_have(*made):
                 found.reasons.append(users.unclear(pid, f"the System V segment {number} was"))
         return found
 

@@ -37,6 +37,7 @@ from torpor.objects.sysv.belonging import (
     create,
     every,
     owner_of,
+    owner_of_row,
     rows,
     status_room,
 )
@@ -109,9 +110,11 @@ class SemaphoreSets(SystemV[Sets]):
         """Those whose semaphores its processes used last."""
         found = Found()
         for row in rows("sem"):
-            number, moment = row["semid"], row["otime"] or row["ctime"]
+            # SETVAL and SETALL note the PID too, and ctime, not otime.
+            number, moment = row["semid"], max(row["otime"], row["ctime"])
             last = {try_syscall(NR.semctl, number, one, GETPID) for one in range(row["nsems"])}
-            users.note(found, number, "the System V semaphores", _WAITING, ((pid, moment) for pid in last))
+            uses = ((pid, moment) for pid in last)
+            users.note(found, number, "the System V semaphores", _WAITING, uses, owner_of_row(row))
         return found
 
     def find_all(self, ask: Ask) -> Found:
