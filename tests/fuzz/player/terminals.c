@@ -4,6 +4,7 @@
  */
 #include "player.h"
 
+#include <poll.h>
 #include <sys/ioctl.h>
 #include <termios.h>
 
@@ -39,9 +40,11 @@ static long resize(const long *a)
 	return ioctl(fd_of(a[0]), TIOCSWINSZ, &size);
 }
 
-/* descriptor, what, on: packets, exclusive, flow */
+/* descriptor, what, on: packets, exclusive, what was not read. What the other side has not taken yet is not dropped: that
+ * would depend on when the kernel's workers come to it. */
 static long mode(const long *a)
 {
+	struct pollfd mine = {.fd = fd_of(a[0]), .events = POLLIN};
 	int on = (int)(a[2] % 2);
 
 	if (!isatty(fd_of(a[0])))
@@ -50,7 +53,8 @@ static long mode(const long *a)
 		return ioctl(fd_of(a[0]), TIOCPKT, &on);
 	if (a[1] % 3 == 1)
 		return ioctl(fd_of(a[0]), on ? TIOCEXCL : TIOCNXCL);
-	return ioctl(fd_of(a[0]), TCFLSH, TCIOFLUSH);
+	poll(&mine, 1, 0); /* takes what is in flight to this side */
+	return ioctl(fd_of(a[0]), TCFLSH, TCIFLUSH);
 }
 
 /* descriptor: becomes the session's terminal */
