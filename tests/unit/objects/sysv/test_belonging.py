@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from torpor import procfs
 from torpor.arch.x86_64 import NR
 from torpor.image import image_pb2 as pb
 from torpor.objects.part import Stage
@@ -77,8 +78,8 @@ def test_what_a_process_may_not_use_is_not_its_own(
     owner: Owner, capabilities: int, may: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its user is another process, whose PID this one got later, of whichever time the use is."""
-    monkeypatch.setattr(belonging.procfs, "threads", lambda pid: [pid])
-    monkeypatch.setattr(belonging.procfs, "read", lambda path: _STATUS % capabilities)
+    monkeypatch.setattr(procfs, "threads", lambda pid: [pid])
+    monkeypatch.setattr(procfs, "read", lambda path: _STATUS % capabilities)
     for moment, kept, refused in ((200, may, False), (90, False, may)):
         found = Found()
         Users([MEMBER]).note(found, 7, "the System V semaphores", (), [(MEMBER, moment)], owner)
@@ -92,7 +93,7 @@ def test_rights_are_read_as_the_kernel_shows_them(monkeypatch: pytest.MonkeyPatc
     text = (
         b"key msqid perms cbytes qnum lspid lrpid uid gid cuid cgid stime rtime ctime\n0 9 640 0 0 0 0 1 2 3 4 0 0 5\n"
     )
-    monkeypatch.setattr(belonging.procfs, "read", lambda path: text)
+    monkeypatch.setattr(procfs, "read", lambda path: text)
     (row,) = belonging.rows("msg")
     assert belonging.owner_of_row(row) == Owner(uid=1, gid=2, cuid=3, cgid=4, mode=0o640)
     assert row["msqid"] == 9
