@@ -49,6 +49,12 @@ void tp_zero_pages(const void *pages, size_t count, size_t page_size, uint8_t *o
  */
 long tp_read_pieces(int fd, const uint64_t *pieces, size_t count, void *buffer);
 
+/*
+ * Copy count pieces of buffer, each an address, a size and an offset in buffer, to the memory of a stopped process. Pages
+ * that a userfaultfd (-1: none) watches and that are missing are made with their content. Returns 0, or a negated errno.
+ */
+long tp_fill(int32_t pid, int32_t userfaultfd, const uint64_t *pieces, size_t count, const void *buffer);
+
 /* A descriptor of a process. */
 struct tp_descriptor {
 	int32_t pid, fd;

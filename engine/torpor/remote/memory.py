@@ -77,6 +77,23 @@ def write_ranges(pid: int, ranges: Sequence[tuple[int, int]], data: bytes | byte
     _in_chunks(NR.process_vm_writev, pid, ranges, memoryview(data))
 
 
+def fill(pid: int, userfaultfd: int, pieces: array[int], data: memoryview) -> None:
+    """Write to the memory of a stopped process; to pages that are missing, without a page fault for each.
+
+    Args:
+        pid: the process, which may write that memory itself.
+        userfaultfd: of its memory, that watches for missing pages; -1: none.
+        pieces: an address, a size and an offset in `data` for each piece, which lies within one mapping.
+        data: what is written.
+
+    Raises:
+        OSError: ENOMEM if its control group has no more memory, ESRCH if the process is gone.
+    """
+    words = ffi.from_buffer("uint64_t[]", pieces)
+    if failed := lib.tp_fill(pid, userfaultfd, words, len(pieces) // 3, ffi.from_buffer(data)):
+        raise OSError(-failed, os.strerror(-failed))
+
+
 def write_stack(pid: int, address: int, data: bytes) -> None:
     """Write below a stack pointer. The kernel grows the stack if it was never that deep."""
     fd = os.open(f"/proc/{pid}/mem", os.O_WRONLY | os.O_CLOEXEC)

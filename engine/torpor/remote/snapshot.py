@@ -27,7 +27,7 @@ from torpor.remote import ptrace
 from torpor.remote.batch import ArgumentOf, Batch, Result
 from torpor.remote.copies import descriptor_of
 from torpor.remote.injection import Injection
-from torpor.remote.written import OPEN_FLAGS
+from torpor.remote.userfaultfd import OPEN_FLAGS
 
 _CLONE_VM = 0x100
 _EVERY_DESCRIPTOR = 0xFFFFFFFF

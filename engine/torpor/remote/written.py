@@ -27,7 +27,6 @@ Documented in: Documentation/admin-guide/mm/userfaultfd.rst and pagemap.rst.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import struct
@@ -39,25 +38,13 @@ from typing import NamedTuple
 
 from torpor.procfs import PAGE
 from torpor.remote import memory
+from torpor.remote.userfaultfd import WRITE_PROTECTED, begin, register, unregister
 from torpor.util.ranges import Range, intersection, subtract, union
 
-UFFD_USER_MODE_ONLY = 1
-"""The only mode that an ordinary user may ask for (vm.unprivileged_userfaultfd is 0 by default)."""
-OPEN_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK | UFFD_USER_MODE_ONLY
-
-# include/uapi/linux/userfaultfd.h
-_UFFDIO_API = 0xC018AA3F
-_UFFDIO_REGISTER = 0xC020AA00
-_UFFDIO_UNREGISTER = 0x8010AA01
-_UFFDIO_WRITEPROTECT = 0xC018AA06
-_API = struct.Struct("<3Q")  # api, features, ioctls
-_REGISTER = struct.Struct("<4Q")  # start, length, mode, ioctls
+_UFFDIO_WRITEPROTECT = 0xC018AA06  # include/uapi/linux/userfaultfd.h
 _WRITEPROTECT = struct.Struct("<3Q")  # start, length, mode
-_RANGE = struct.Struct("<2Q")  # start, length
-_UFFD_API = 0xAA
 _WP_UNPOPULATED = 1 << 13
 _WP_ASYNC = 1 << 15
-_MODE_WP = 1 << 1
 
 _HUGE = 2 << 20
 """The size of the smallest huge page, in bytes."""
@@ -95,7 +82,7 @@ class WriteWatch:
         self._fd = fd
         self._spared: deque[list[Range]] = deque([[]] * SPARED_LOOKS, SPARED_LOOKS)
         """The huge pages that were left unprotected, at each of the last looks."""
-        fcntl.ioctl(fd, _UFFDIO_API, bytearray(_API.pack(_UFFD_API, _WP_ASYNC | _WP_UNPOPULATED, 0)))
+        begin(fd, _WP_ASYNC | _WP_UNPOPULATED)
 
     @classmethod
     def made(cls, fd: int) -> WriteWatch | None:
@@ -142,7 +129,7 @@ class WriteWatch:
         """
         with memory.PageMap(pid) as pages:
             for start, end in mappings:
-                if not pages.is_watched(start) and self._register(start, end):
+                if not pages.is_watched(start) and register(self._fd, start, end, WRITE_PROTECTED):
                     pages.protect(start, end)
 
     def is_unwritten(self, pid: int, mapping: Range) -> bool:
@@ -154,7 +141,7 @@ class WriteWatch:
         """Stop watching shared mappings, and no others."""
         for start, end in mappings:
             with suppress(OSError):  # it is gone
-                fcntl.ioctl(self._fd, _UFFDIO_UNREGISTER, bytearray(_RANGE.pack(start, end - start)))
+                unregister(self._fd, start, end)
 
     def look(self, pid: int, mappings: Sequence[Private], *, again: bool) -> list[Range]:
         """Find the private pages of the frozen process that may have been written since the last look.
@@ -225,19 +212,8 @@ class WriteWatch:
 
     def _protect(self, pages: memory.PageMap, start: int, end: int) -> None:
         """Watch a mapping. If the kernel does not allow it, the mapping counts as new at each look."""
-        if self._register(start, end):
+        if register(self._fd, start, end, WRITE_PROTECTED):
             pages.written(start, end, again=True)
-
-    def _register(self, start: int, end: int) -> bool:
-        try:
-            fcntl.ioctl(self._fd, _UFFDIO_REGISTER, bytearray(_REGISTER.pack(start, end - start, _MODE_WP, 0)))
-        except OSError as error:
-            if error.errno == errno.ENOMEM:  # its address space is gone (fs/userfaultfd.c, mmget_not_zero)
-                raise ProcessLookupError(errno.ESRCH, "it has become another program") from error
-            if error.errno not in (errno.EINVAL, errno.EBUSY, errno.EPERM):
-                raise
-            return False
-        return True
 
 
 def _near(ranges: Sequence[Range]) -> Iterator[Range]:

@@ -23,27 +23,28 @@ from torpor.arch.x86_64 import (
 )
 from torpor.errors import RestoreFailed
 from torpor.image import image_pb2 as pb
-from torpor.objects.memory import address_space, vmas
+from torpor.objects.memory import address_space, filling, vmas
 from torpor.objects.process import signals
 from torpor.objects.process.process_attributes import PR_SET_CHILD_SUBREAPER
-from torpor.remote import memory, ptrace
+from torpor.probe import probe
+from torpor.remote import memory, ptrace, userfaultfd
 from torpor.remote.batch import Call
 from torpor.remote.blank import TABLE_ROOM, Blanks, Task, Work, killed, table_size
 from torpor.remote.copies import descriptor_of
 from torpor.remote.freeze import Process, Thread, bring_to_freeze_stop
 from torpor.remote.sys import syscall
-from torpor.remote.written import OPEN_FLAGS, Private
+from torpor.remote.userfaultfd import OPEN_FLAGS
+from torpor.remote.written import Private
 from torpor.restorer import last_calls
 from torpor.restorer.built import Built, image_of
 from torpor.restorer.plan import WALL, Plan, ThreadPlan
 from torpor.restorer.walk import Walker
+from torpor.store import SnapshotReader
 
 _TERMINAL_STOPS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 _PATIENCE, _AGAIN = 5.0, 0.02
 """Seconds for which to retry a write to a file of /proc, and the pause between two tries."""
 CLONE_VM, CLONE_NEWUSER = 0x100, 0x10000000
-FILL_TOGETHER = 64 << 20
-"""Above this many bytes several threads of a process fill its memory, since page faults limit a single one."""
 
 
 class Filled(NamedTuple):
@@ -73,6 +74,7 @@ class Builder:
         progress: Callable[[int], None] | None = None,
         walker: Walker | None = None,
         init_program: int = 0,
+        reader: SnapshotReader | None = None,
     ) -> None:
         """Take over init, which is about to reach its exec stop.
 
@@ -83,6 +85,7 @@ class Builder:
             progress: called with the bytes of memory filled since the last call.
             walker: creates the processes of a plan whose PIDs cannot be chosen.
             init_program: a descriptor of torpor-init, if blanks execute programs.
+            reader: the snapshot, from which large processes are filled.
         """
         self.plan = plan
         self._options = options
@@ -91,6 +94,7 @@ class Builder:
         """The PIDs of the zombies in this process's PID namespace, by their PID in the image."""
         self._blanks = Blanks(init, plan.scratch, address_space.GAP, progress)
         self._walker, self._init_program = walker, init_program
+        self._reader, self._progress = reader, progress
 
     def create_processes(self) -> None:
         """Create every process, each by its own parent."""
@@ -148,7 +152,7 @@ class Builder:
             process.threads += work.newborn
             for task, thread in zip(process.threads, process.plan.threads, strict=True):
                 task.name = f"{process.plan.name}, thread {thread.image.tid}"
-        self._blanks.run([work for process in built for work in self._filling(process)])
+        self._fill(built)
         if filled is not None:
             filled(Filled(process.threads[0].tid, image_of(process), self._userfaultfd(process)) for process in built)
         for process in built:
@@ -193,13 +197,32 @@ class Builder:
     def _work(self, process: Built, calls: Sequence[Call]) -> Work:
         return Work(process.threads[0], calls, self._blanks.tables.start)
 
-    def _filling(self, process: Built) -> Iterator[Work]:
-        calls = process.plan.fill
-        together = process.plan.fill_size > FILL_TOGETHER
-        workers = process.threads[: len(os.sched_getaffinity(0))] if together else process.threads[:1]
-        room = min(len(self._blanks.tables) // len(workers) & ~0xF, TABLE_ROOM)
-        for number, task in enumerate(workers):
-            yield Work(task, calls[number :: len(workers)], self._blanks.tables.start + number * room, room)
+    def _fill(self, built: Sequence[Built]) -> None:
+        """Give the processes their pages: all small ones together, by calls of their own, then each large one."""
+        self._blanks.run([self._work(process, process.plan.fill) for process in built])
+        for process in built:
+            if process.plan.content:
+                self._fill_large(process)
+
+    def _fill_large(self, process: Built) -> None:
+        assert self._reader is not None
+        space, pid = image_of(process).memory, process.threads[0].tid
+        mappings = [(vma.start, vma.end) for vma in space.vmas]
+        layout = filling.layout(space, process.plan.content, probe().transparent_hugepages)
+        fd = self._userfaultfd(process)
+        with filling.Filling(self._reader, self._progress) as fill:
+            try:
+                if fd >= 0:
+                    self._blanks.run([self._work(process, list(address_space.advise_huge(layout.advised)))])
+                    fill.touch(process.plan.name, pid, layout.huge)
+                    userfaultfd.begin(fd)
+                    for start, end in layout.fresh:
+                        userfaultfd.register(fd, start, end, userfaultfd.MISSING)
+                fill.add(process.plan.name, pid, fd, filling.parts(process.plan.content, self._reader.blocks, mappings))
+                fill.finish()
+            finally:
+                if fd >= 0:
+                    os.close(fd)
 
     def _end_zombies(self) -> None:
         """Let the processes exit that were zombies. Their parents have no signal actions yet, so nothing reaps them."""

@@ -15,11 +15,11 @@ from typing import Any
 from torpor.arch.x86_64 import NR
 from torpor.errors import Reason, RestoreRefused
 from torpor.image import image_pb2 as pb
-from torpor.image.page_tables import pieces
+from torpor.image.page_tables import Piece, pieces
 from torpor.objects.fds import descriptors, placement, posix_queues, ptys, signal_owners
 from torpor.objects.fds.descriptors import Opened
 from torpor.objects.fds.made_in_process import MadeInProcess
-from torpor.objects.memory import address_space, copy_on_write
+from torpor.objects.memory import address_space, copy_on_write, filling
 from torpor.objects.memory.address_space import Sources
 from torpor.objects.memory.copy_on_write import Peek, Room, Share
 from torpor.objects.memory.vdso import Vdso
@@ -127,7 +127,9 @@ class ProcessPlan:
     build: list[Call] = field(default_factory=list)
     """The main thread makes the mappings, still empty, then the other threads unless a walk has made them."""
     fill: list[Call] = field(default_factory=list)
-    """Any of its threads fills memory, except for what was filled before the children were created."""
+    """It fills memory, except for what was filled before the children were created."""
+    content: list[Piece] = field(default_factory=list)
+    """If that is much, the restorer fills it instead (`torpor.objects.memory.filling`)."""
     given_size: int = 0
     """Bytes that it fills before it creates its children."""
     fill_size: int = 0
@@ -175,6 +177,10 @@ class Plan:
         """Bytes of memory that the plan fills."""
         return sum(process.given_size + process.fill_size for process in self.processes)
 
+    def compared_blocks(self) -> set[int]:
+        """The blocks that are compared with their hashes by whoever fills memory with them."""
+        return {piece.block for process in self.processes for piece in process.content}
+
     def explain(self) -> str:
         """Return the plan as text, a line for each call: a newline in a name is written as ``\\n``."""
         return "\n".join(line.replace("\n", "\\n") for line in self._lines())
@@ -196,6 +202,8 @@ class Plan:
             lists = process.build, process.fill, process.layout, process.process_state, process.place, process.share
             built = [call for calls in lists for call in calls]
             yield from _explain("once all processes exist", built)
+            if process.content:
+                yield f"  the restorer fills {process.fill_size >> 20} MiB of its memory from the snapshot"
             yield from _explain("at its end", process.end)
             for thread in process.threads:
                 yield from _explain(f"thread {thread.image.tid}", [*thread.calls, *thread.last])
@@ -389,8 +397,11 @@ def _build(
     build += seccomp.install(shared, image.filters)  # its threads inherit them
     (plan.clones if here.walk else build).extend(map(threads.birth, process.threads[1:]))
     pieces = list(copy_on_write.remaining_pages(share, process.memory.pages))
-    plan.fill += address_space.fill(pieces, fds.sources, scratch.stop - address_space.GAP)
     plan.fill_size = sum(piece.size for piece in pieces) * PAGE
+    if plan.fill_size < filling.LARGE:
+        plan.fill += address_space.fill(pieces, fds.sources, scratch.stop - address_space.GAP)
+    else:
+        plan.content = pieces
     is_init = image.files[process.memory.exe].path == here.init_program
     layout = address_space.layout(process.memory, fds.sources, keeps_link=is_init or here.executes)
     (plan.layout if here.walk and not here.executes else plan.process_state).append(layout)

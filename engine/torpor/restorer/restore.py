@@ -37,6 +37,7 @@ from torpor.remote.written import WriteWatch
 from torpor.restorer import capsule, pid_files, surroundings, verification
 from torpor.restorer.capsule import Namespaces, Setting, WaitingInit
 from torpor.restorer.execution import Builder, Filled
+from torpor.restorer.integrity import Verification
 from torpor.restorer.job import Job
 from torpor.restorer.plan import Here, RestorerFds, make
 from torpor.restorer.surroundings import Way
@@ -44,7 +45,6 @@ from torpor.restorer.validation import living, of_one_job, patiently, validate
 from torpor.restorer.walk import Walker
 from torpor.store import KnownBlocks, SnapshotInfo, SnapshotReader, Store, default_path
 from torpor.util import choices, inherited, settings
-from torpor.util.workers import Thread
 
 K = TypeVar("K")
 Progress = Callable[[int, int], None]
@@ -52,8 +52,6 @@ Progress = Callable[[int, int], None]
 Files = Literal["as-they-were", "as-they-are", "rolled-back"]
 """Whether the tree's files must be as at the checkpoint (they may have grown), are accepted as they are, or are brought
 back if the snapshot has their content."""
-_VERIFIED_TOGETHER = 1024
-"""Blocks between two chances to cancel a verification, so that a failed restore does not wait for gigabytes."""
 CAP_SYS_RESOURCE = 24
 WORTH_A_WORD = 1.0
 """Seconds: a longer walk is announced."""
@@ -383,7 +381,7 @@ def _wake(
     notices = list(pid_files.warnings(image)) if setting.capsule else []
     if setting.namespaces & Namespaces.USER:
         plan.processes[0].birth[:0] = credentials.drop_bounding(0, here.rights)
-    integrity = _Verification(reader)
+    integrity = Verification(reader, plan.compared_blocks())
     integrity.start()
     try:
         walker, init_program = None, material.open(str(capsule.INIT)) if here.executes else 0
@@ -391,7 +389,9 @@ def _wake(
             seconds = inf if way == "native" or surroundings.why_no_capsule() else 2 * WALK_SECONDS
             walker = Walker(setting.walk, material.open("/proc/loadavg"), seconds)
         init = waiting.go(material.base)
-        builder = Builder(plan, init.pid, setting.trace_options, _progress(plan.size, progress), walker, init_program)
+        builder = Builder(
+            plan, init.pid, setting.trace_options, _progress(plan.size, progress), walker, init_program, reader
+        )
         try:
             builder.create_processes()
             builder.build(filled)
@@ -458,43 +458,3 @@ def _progress(total: int, progress: Progress | None) -> Callable[[int], None] | 
         progress(done, total)
 
     return add
-
-
-class _Verification:
-    """Compares all blocks with their hashes in another thread while the tree is built."""
-
-    def __init__(self, reader: SnapshotReader) -> None:
-        self._reader = reader
-        self._thread = Thread(self._run)
-        self._failure: BaseException | None = None
-        self._given_up = False
-
-    def start(self) -> None:
-        """Begin. If no thread can be started, do all of it now."""
-        if not self._thread.start():
-            self._run()
-
-    def _run(self) -> None:
-        total = len(self._reader.blocks)
-        try:
-            for at in range(0, total, _VERIFIED_TOGETHER):
-                if self._given_up:
-                    return
-                self._reader.verify_blocks(range(at, min(at + _VERIFIED_TOGETHER, total)))
-        except BaseException as error:
-            self._failure = error
-
-    def finish(self) -> None:
-        """Wait for the end of the comparison.
-
-        Raises:
-            ImageDamaged, StoreError: a block is not what was written.
-        """
-        self._thread.join()
-        if self._failure is not None:
-            raise self._failure
-
-    def end(self) -> None:
-        """Cancel the comparison if it still runs; afterwards it does not use the reader."""
-        self._given_up = True
-        self._thread.join()

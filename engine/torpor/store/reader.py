@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Final
 
@@ -186,8 +186,25 @@ class SnapshotReader:
                 last, end = last + 1, max(end, reach)
             piece = buffer[: end - start] if end - start <= READ_SIZE else memoryview(bytearray(end - start))
             self._read(pack, piece, start)
-            for row in rows[first:last]:
-                at = blocks.offsets[row] - start
-                if blake3(piece[at : at + blocks.lengths[row]]).digest() != blocks.hash(row):
-                    yield row
+            yield from self._bad(rows[first:last], piece)
             first = last
+
+    def read_blocks(self, rows: Sequence[int], buffer: memoryview) -> None:
+        """Read adjacent blocks and check their hashes. Raises ImageDamaged at the first bad one, StoreError.
+
+        Args:
+            rows: blocks of one pack, by their offset. The caller has checked that they exist.
+            buffer: gets the pack's content from the first block to the end of the last.
+        """
+        self._read(self.blocks.packs[rows[0]], buffer, self.blocks.offsets[rows[0]])
+        for bad in self._bad(rows, buffer):
+            raise self._changed(bad)
+
+    def _bad(self, rows: Sequence[int], piece: memoryview) -> Iterator[int]:
+        """Yield those of some blocks that are not what was written. `piece` begins with the first."""
+        blocks = self.blocks
+        start = blocks.offsets[rows[0]]
+        for row in rows:
+            at = blocks.offsets[row] - start
+            if blake3(piece[at : at + blocks.lengths[row]]).digest() != blocks.hash(row):
+                yield row

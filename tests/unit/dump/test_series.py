@@ -14,7 +14,8 @@ from torpor.dump.series import Key, Series
 from torpor.image import image_pb2 as pb
 from torpor.procfs import PAGE
 from torpor.remote.sys import syscall
-from torpor.remote.written import OPEN_FLAGS, Private, WriteWatch
+from torpor.remote.userfaultfd import OPEN_FLAGS
+from torpor.remote.written import Private, WriteWatch
 from torpor.store import KnownBlocks, Store
 
 

@@ -17,7 +17,8 @@ from torpor.arch.x86_64 import NR
 from torpor.procfs import PAGE
 from torpor.remote.memory import PageMap
 from torpor.remote.sys import syscall
-from torpor.remote.written import OPEN_FLAGS, Private, WriteWatch
+from torpor.remote.userfaultfd import OPEN_FLAGS
+from torpor.remote.written import Private, WriteWatch
 from torpor.util.ranges import Range
 
 PAGES = 40

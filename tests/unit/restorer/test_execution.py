@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from tests.unit.objects.arguments import numbers
 from tests.unit.restorer.test_plan import CHILD, ROOT, plan, tree
 from torpor.arch.x86_64 import NR
 from torpor.errors import RestoreFailed
@@ -58,24 +57,6 @@ def test_a_stand_in_has_an_empty_image(builder: Builder) -> None:
     stand_in = Built(ProcessPlan(Member(7, None, None)), [task(7)])
     assert image_of(stand_in) == pb.Process()
     assert image_of(builder.processes[ROOT]).pid == ROOT
-
-
-def test_a_large_memory_is_filled_by_several_threads_in_tables_of_their_own(
-    builder: Builder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(16))
-    root = builder.processes[ROOT]
-    root.plan.fill = list(map(call, range(7)))
-    root.plan.fill_size = execution.FILL_TOGETHER
-    (alone,) = builder._filling(root)
-    assert alone.calls == root.plan.fill
-    root.plan.fill_size += 1
-    works = list(builder._filling(root))
-    assert [work.task.tid for work in works] == [ROOT, ROOT + 1000]
-    assert sorted(numbers(*one.args) for work in works for one in work.calls) == [[number] for number in range(7)]
-    tables = sorted((work.address, work.address + work.room) for work in works)
-    assert tables[0][1] <= tables[1][0]
-    assert builder._blanks.tables.start <= tables[0][0] and tables[1][1] <= builder._blanks.tables.stop
 
 
 @pytest.mark.parametrize("tables", [1, 2, 9])

@@ -1,61 +1,26 @@
-"""Blocks are compared with their hashes beside the filling, all of them."""
+"""What a restore needs beside the plan: descriptors for closed ones, and its progress."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
-from typing import Any
-from unittest import mock
+import os
 
-import pytest
-
-from torpor.errors import ImageDamaged
-from torpor.restorer.restore import _Verification
+from tests.leaks import no_more_descriptors
+from torpor.restorer.restore import _progress, _stand_ins
 
 
-class Reader:
-    """One whose last block is damaged, and that is slower than the filling."""
-
-    def __init__(self) -> None:
-        self.blocks = range(5000)
-        self.awaited = threading.Event()
-        """The tree is filled."""
-
-    def verify_blocks(self, piece: Sequence[int]) -> None:
-        self.awaited.wait(60)
-        if self.blocks[-1] in piece:
-            raise ImageDamaged("the last block")
+def test_closed_descriptors_have_stand_ins_for_a_while() -> None:
+    closed = os.dup(0)
+    os.close(closed)
+    with no_more_descriptors(), _stand_ins((0, closed)) as given:
+        assert given[0] == 0
+        assert os.path.samefile(f"/proc/self/fd/{given[1]}", os.devnull)
 
 
-@pytest.fixture
-def reader() -> Reader:
-    return Reader()
-
-
-def verification(reader: Any) -> _Verification:
-    return _Verification(reader)
-
-
-def test_a_damaged_block_is_found_when_the_filling_is_quicker(reader: Reader) -> None:
-    found = verification(reader)
-    found.start()
-
-    def join() -> None:
-        reader.awaited.set()
-        type(found._thread).join(found._thread)
-
-    with mock.patch.object(found._thread, "join", join), pytest.raises(ImageDamaged):
-        found.finish()
-
-
-def test_a_restore_that_failed_does_not_wait_for_all_blocks(reader: Reader) -> None:
-    found = verification(reader)
-    found.start()
-
-    def join() -> None:
-        reader.awaited.set()
-        type(found._thread).join(found._thread)
-
-    with mock.patch.object(found._thread, "join", join):
-        found.end()
-    found.finish()  # it never came to the last block
+def test_the_progress_ends_with_the_whole() -> None:
+    told: list[tuple[int, int]] = []
+    add = _progress(10, lambda *now: told.append(now))
+    assert add is not None
+    for size in (4, 5, 6):
+        add(size)
+    assert told == [(4, 10), (9, 10), (10, 10)]
+    assert _progress(10, None) is None

@@ -22,7 +22,7 @@ from torpor.image import image_pb2 as pb
 from torpor.image.page_tables import Piece, is_whole
 from torpor.objects.memory import vdso, vmas
 from torpor.objects.memory.mapped_files import Mapped
-from torpor.objects.memory.vm_flags import MLOCK_ONFAULT
+from torpor.objects.memory.vm_flags import MADV_HUGEPAGE, MLOCK_ONFAULT
 from torpor.objects.sysv import segments
 from torpor.procfs import PAGE
 from torpor.remote.batch import Call, Struct
@@ -181,6 +181,13 @@ def restore_calls(
                 yield Call(NR.mprotect, (vma.start, vma.end - vma.start, prot), 0, f"protecting {_where(vma)}")
         elif not segments.is_attached(vma, image):
             yield from _map(vma, image, sources, writable=has_pages)
+
+
+def advise_huge(mappings: Iterable[Range]) -> Iterator[Call]:
+    """Ask for huge pages before mappings are filled; a kernel without them is asked in vain."""
+    for start, end in mappings:
+        words = f"asking for huge pages at {start:#x}-{end:#x}"
+        yield Call(NR.madvise, (start, end - start, MADV_HUGEPAGE), 0, words)
 
 
 def last_calls(space: pb.AddressSpace, written: Sequence[bool]) -> Iterator[Call]:

@@ -31,6 +31,7 @@ DONTEXPAND = b"de"
 WIPEONFORK = b"wf"
 WRITE_PROTECTED = b"uw"
 MLOCK_ONFAULT = 1
+MADV_HUGEPAGE, MADV_NOHUGEPAGE = 14, 15
 NAMELESS = b"??"
 """Printed for each flag for which the kernel has no letters."""
 
@@ -71,8 +72,8 @@ FLAGS = {
     b"rr": VmFlag("read at random", advice=1),  # MADV_RANDOM
     DONTFORK: VmFlag("not for children", advice=10),  # MADV_DONTFORK
     b"mg": VmFlag("equal pages may be merged", advice=12),  # MADV_MERGEABLE
-    b"hg": VmFlag("huge pages are welcome", advice=14),  # MADV_HUGEPAGE
-    b"nh": VmFlag("no huge pages", advice=15),  # MADV_NOHUGEPAGE
+    b"hg": VmFlag("huge pages are welcome", advice=MADV_HUGEPAGE),
+    b"nh": VmFlag("no huge pages", advice=MADV_NOHUGEPAGE),
     b"dd": VmFlag("not in core dumps", advice=16),  # MADV_DONTDUMP
     WIPEONFORK: VmFlag("zero in children", advice=18),  # MADV_WIPEONFORK
     b"io": VmFlag("memory of a device", refused=True),
