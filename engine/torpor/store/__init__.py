@@ -8,6 +8,7 @@ from torpor.store.manifest import SnapshotInfo
 from torpor.store.reader import SnapshotReader
 from torpor.store.store import NAME, Progress, Store, default_path
 from torpor.store.writer import SnapshotWriter
+from torpor.util.lock_files import Busy, claimed
 from torpor.util.sizes import readable
 from torpor.util.whole_files import sync_directory, write_whole
 
@@ -15,6 +16,7 @@ __all__ = [
     "MAX_BLOCK",
     "NAME",
     "BlockTable",
+    "Busy",
     "KnownBlocks",
     "Progress",
     "PruneReport",
@@ -23,6 +25,7 @@ __all__ = [
     "SnapshotWriter",
     "Store",
     "as_store_errors",
+    "claimed",
     "default_path",
     "make_directories",
     "readable",

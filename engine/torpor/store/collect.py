@@ -7,7 +7,7 @@ import errno
 import os
 import re
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from torpor.errors import ImageDamaged
@@ -68,6 +68,19 @@ def unlink_snapshot(place: Place, snapshot: str) -> int:
 
     The removal is durable once the caller has synced ``snapshots/``.
     """
+    return _unlink(place, snapshot, ("manifest", "manifest.tmp", PINNED))
+
+
+def unlink_unfinished(place: Place, snapshot: str) -> int:
+    """Remove the directory of a snapshot that had no manifest. Returns the bytes freed.
+
+    Its writer, if it lives after all, cannot publish it any more: without manifest.tmp its rename fails. If it has
+    published it just before, the snapshot stays.
+    """
+    return _unlink(place, snapshot, ("manifest.tmp",))
+
+
+def _unlink(place: Place, snapshot: str, names: Iterable[str]) -> int:
     freed = 0
     try:
         folder = os.open(snapshot, DIRECTORY, dir_fd=place.snapshots)
@@ -77,7 +90,7 @@ def unlink_snapshot(place: Place, snapshot: str) -> int:
         os.unlink(snapshot, dir_fd=place.snapshots)  # a symbolic link or a file in place of the directory
         return 0
     try:
-        for name in ("manifest", "manifest.tmp", PINNED):
+        for name in names:
             with contextlib.suppress(FileNotFoundError):
                 size = _held(folder, name)
                 os.unlink(name, dir_fd=folder)
@@ -109,20 +122,27 @@ def collect(place: Place, going: Collection[SnapshotInfo], *, dry_run: bool) -> 
     """Remove the snapshots in `going`, files that dead writers left, and packs that no other snapshot refers to.
 
     The caller must hold the lock exclusively: then every temporary file belongs to a dead writer, and no manifest can
-    be added. Also returns the packs that stay and may hold blocks that no snapshot refers to, for `shrink`.
+    be added. Also returns the packs that stay and may hold blocks that no snapshot refers to, for `shrink`. Raises
+    StoreError if the lock was lost; then no pack was removed.
     """
-    rest = _survey(place, {info.id for info in going})
-    leftovers = [f"snapshots/{snapshot}" for snapshot in rest.unfinished]
     freed = 0
-    for snapshot in [*rest.unfinished, *(info.id for info in going)]:
-        if not dry_run:
-            freed += unlink_snapshot(place, snapshot)
-        elif snapshot not in rest.unfinished:
-            freed += _held(place.snapshots, f"{snapshot}/manifest")
+    gone = {info.id for info in going}
+    for snapshot in () if dry_run else sorted(gone):
+        freed += unlink_snapshot(place, snapshot)
+    rest = _survey(place, gone)
     if not dry_run:
+        for snapshot in rest.unfinished:
+            freed += unlink_unfinished(place, snapshot)
+        rest = rest if not rest.unfinished else replace(_survey(place, gone), unfinished=rest.unfinished)
         os.fsync(place.snapshots)  # the manifests must be gone for good before their packs are removed
+    else:
+        freed += sum(_held(place.snapshots, f"{snapshot}/manifest") for snapshot in gone)
+    files = sorted(os.listdir(place.packs))
+    # What no manifest names at a moment without writers, none will ever name: so much must be true, and suffices.
+    place.confirm()
+    leftovers = [f"snapshots/{snapshot}" for snapshot in rest.unfinished]
     packs: list[str] = []
-    for name in sorted(os.listdir(place.packs)):
+    for name in files:
         pack = _PACK.fullmatch(name)
         if _LEFTOVER.fullmatch(name):
             leftovers.append(f"packs/{name}")

@@ -8,14 +8,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fcntl
 import os
 import stat
-import time
 from collections.abc import Iterator, Sequence
 from typing import Final
 
 from torpor.errors import NotPermitted, StoreError
+from torpor.util.lock_files import NO_ROOM, PRUNE, Busy, LockFile, LockLost, make_spare, take
 from torpor.util.sizes import readable
 
 PAGE: Final = 4096
@@ -33,7 +32,6 @@ GATE_PATIENCE: Final = 5.0
 _sync_file_range = ctypes.CDLL(None).sync_file_range  # os lacks it
 _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
-_NO_FLOCK: Final = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 _ADVICE: Final = {
     errno.ENOSPC: "make room with `torpor prune`, or give another store with --store",
     errno.EDQUOT: "your quota is used up: make room with `torpor prune`, or give another store with --store",
@@ -182,152 +180,84 @@ def read_exactly(fd: int, buffer: memoryview, offset: int) -> int:
     return done
 
 
-def _locks_within_host(fd: int) -> bool:
-    """Whether the mount options of `fd` make flock work within this host only.
+_CACHED = ("fuse.gcsfuse", "fuse.goofys", "fuse.rclone", "fuse.s3fs")
+"""File systems that may show a directory as it was minutes ago, by their manuals (rclone: --dir-cache-time)."""
+_UNCHANGEABLE: Final = (errno.EROFS, errno.EACCES, *NO_ROOM)
+"""Errors after which a reader does without a lock: a job must also wake from a full store, or a read-only mount."""
+_USES = {"save": "a checkpoint", "read": "a restore or another reader", PRUNE: "a prune"}
+
+
+def _check_directories_are_current(fd: int, store: str) -> None:
+    """Raise StoreError on a file system on which one host may not see for minutes what another one has created.
 
     Not by `torpor.procfs`: the store does not import modules about live processes (tests/unit/house/test_floors.py).
     """
     with open(f"/proc/self/fdinfo/{fd}") as info:
         mount = next(line.split()[1] for line in info if line.startswith("mnt_id:"))
     with open("/proc/self/mountinfo", errors="surrogateescape", newline="\n") as mounts:
-        return any(mount_locks_locally(line) for line in mounts if line.split(" ", 1)[0] == mount)
-
-
-_LOCAL_OPTION = {
-    "lustre": "localflock",
-    "ocfs2": "localflocks",
-    "gfs2": "localflocks",
-    "cifs": "nobrl",
-    "smb3": "nobrl",
-}
-_LOCK_LOCALLY = ("beegfs", "beegfs_nodev", "fuse.rclone", "fuse.s3fs", "fuse.sshfs")
-
-
-def mount_locks_locally(line: str) -> bool:
-    """Whether flock works within one host only, by a line of /proc/PID/mountinfo.
-
-    The options are those of nfs(5), mount.cifs(8), Lustre's, OCFS2's and GFS2's. BeeGFS does not show its own
-    (tuneUseGlobalFileLocks), which is off by default. FUSE file systems of other hosts leave locks to this kernel.
-    """
-    kind, _, options = line.rsplit(" - ", 1)[1].rstrip("\n").split(" ", 2)
-    words = set(options.split(","))
-    if kind in ("nfs", "nfs4"):
-        return bool(words & {"nolock", "local_lock=all", "local_lock=flock"})
-    return kind in _LOCK_LOCALLY or _LOCAL_OPTION.get(kind) in words
-
-
-def lock_shared(root: int, store: str) -> int | None:
-    """Lock the store shared, with other savers and readers. Returns None if flock does not work there.
-
-    It first takes the gate's lock, which a waiting prune holds exclusively. Raises StoreError if a prune holds the
-    store's lock for more than `LOCK_PATIENCE` seconds.
-    """
-    flags = os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        fd = os.open("lock", os.O_RDWR | os.O_CREAT | flags, 0o600, dir_fd=root)
-    except OSError as error:
-        if error.errno not in (errno.EROFS, errno.EACCES):
-            raise
-        try:
-            fd = os.open("lock", os.O_RDONLY | flags, dir_fd=root)
-        except FileNotFoundError:
-            return None
-    deadline = time.monotonic() + LOCK_PATIENCE
-    pause = 0.001
-    while True:
-        try:
-            with _through_gate(root, fcntl.LOCK_SH):
-                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return fd
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                os.close(fd)
+        for line in mounts:
+            if line.split(" ", 1)[0] == mount and (kind := caches_directories(line)):
                 raise StoreError(
-                    f"store {store} is busy: a prune holds its lock for more than {LOCK_PATIENCE:.0f} s",
-                    advice="wait for the prune to end, or give another store with --store",
-                ) from None
-            time.sleep(pause)
-            pause = min(2 * pause, 0.1)
-        except OSError as error:
-            os.close(fd)
-            if error.errno in _NO_FLOCK:
-                return None
-            raise
+                    f"store {store}: a host may not see for minutes what another one does on {kind}",
+                    advice="no pack is removed there, because a checkpoint may need it; use a store on a file system "
+                    "whose directories are the same on all hosts at once",
+                )
 
 
-@contextlib.contextmanager
-def _through_gate(root: int, how: int) -> Iterator[None]:
-    """Hold the gate's lock in the block, if the file can be opened. Raises BlockingIOError if a prune holds it."""
-    try:
-        gate = os.open("gate", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=root)
-    except OSError as error:
-        if error.errno not in (errno.EROFS, errno.EACCES):
-            raise
-        yield  # a read-only store is never pruned
-        return
-    try:
-        fcntl.flock(gate, how | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(gate)
+def caches_directories(line: str) -> str:
+    """The type of a mount on which directories may be out of date for minutes, by its line of mountinfo; else empty."""
+    kind = line.rsplit(" - ", 1)[1].split(" ", 1)[0]
+    return kind if kind in _CACHED else ""
 
 
-def lock_exclusive(root: int, store: str, patience: float) -> int:
-    """Lock the store exclusively. Raises StoreError if it is busy or locks do not work.
+def lock_shared(folder: int, store: str, what: str) -> LockFile | None:
+    """Lock the store, beside others that save and read. Returns None for a reader that cannot create a file there.
 
-    Overlapping savers and readers may hold the lock without end. With `patience`, in seconds, this waits for those that
-    hold it and keeps new ones out by the gate; with 0 it takes the lock at once or fails.
+    If another host can, and prunes, such a reader finds packs missing or blocks changed, and says so. Raises StoreError
+    if a prune has the store for more than `LOCK_PATIENCE` seconds.
     """
-    fd = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=root)
     try:
-        if _locks_within_host(fd):
-            raise StoreError(
-                f"store {store}: its file system is mounted so that locks are not seen by other hosts",
-                advice="no pack is removed there; mount it with the server's locks (local_lock=none, flock)",
-            )
-        _in_turn(root, fd, patience)
-    except BlockingIOError:
-        os.close(fd)
+        return take(folder, what, lambda other: other == PRUNE, patience=LOCK_PATIENCE)
+    except Busy as busy:
         raise StoreError(
-            f"store {store} is busy: a checkpoint, a restore or another prune uses it",
-            advice="try again when it has ended",
+            f"store {store} is busy: a prune holds its lock for more than {LOCK_PATIENCE:.0f} s{_who(busy)}",
+            advice="wait for the prune to end, or give another store with --store",
         ) from None
     except OSError as error:
-        os.close(fd)
-        if error.errno in _NO_FLOCK:
-            raise StoreError(
-                f"store {store}: its file system has no flock ({os.strerror(error.errno)})",
-                advice="without it no pack is removed, because a checkpoint may need it; mount Lustre with -o flock",
-            ) from error
+        if what == "read" and error.errno in _UNCHANGEABLE:
+            return None
         raise
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
 
 
-def _in_turn(root: int, fd: int, patience: float) -> None:
-    """Lock `fd` exclusively. Raises BlockingIOError if others still hold it after `patience` seconds."""
-    deadline = time.monotonic() + patience
-    if not patience:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return
-    while True:
-        with contextlib.suppress(BlockingIOError), _through_gate(root, fcntl.LOCK_EX):
-            while True:
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    return
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        break
-                    time.sleep(0.001)
-        if time.monotonic() > deadline:
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        time.sleep(0.001)
+def lock_exclusive(folder: int, store: str, patience: float) -> LockFile:
+    """Lock the store for a prune. Raises StoreError if it is busy.
+
+    Overlapping savers and readers may hold the lock without end. With `patience`, in seconds, this waits for those that
+    hold it, and new ones wait; with 0 it takes the lock at once or fails.
+    """
+    _check_directories_are_current(folder, store)
+    try:
+        return take(folder, PRUNE, lambda _: True, insist=True, patience=patience)
+    except Busy as busy:
+        raise StoreError(
+            f"store {store} is busy: {_USES.get(_first(busy), 'another program')} uses it{_who(busy)}",
+            advice="try again when it has ended",
+        ) from None
 
 
-_OURS: Final = {"snapshots", "packs", "slurm", "jupyter", "lost+found"}
+def _first(busy: Busy) -> str:
+    holder = busy.holders[0]
+    return holder.what if holder else ""
+
+
+def _who(busy: Busy) -> str:
+    """Who holds the lock, in parentheses."""
+    more = len(busy.holders) - 1
+    shown = str(busy.holders[0] or "of another version")
+    return f" ({shown}{f' and {more} more' if more else ''})"
+
+
+_OURS: Final = {"locks", "snapshots", "packs", "slurm", "jupyter", "lost+found"}
 """What may lie in a directory that is to become a store: Torpor's own folders, and what mkfs makes."""
 
 
@@ -343,17 +273,22 @@ def check_unused(path: str) -> None:
 
 
 class Place:
-    """An open store: its folders and its lock, for one reader, writer or prune."""
+    """An open store: its folders, and its lock for one reader, writer or prune."""
 
-    def __init__(self, path: str, *, create: bool = False, exclusive: bool = False, patience: float = 0) -> None:
+    def __init__(
+        self, path: str, *, create: bool = False, use: str = "", exclusive: bool = False, patience: float = 0
+    ) -> None:
         """Open the store at `path`; with `create` make it first. `patience` is for the exclusive lock, in seconds.
+
+        `use` is "save" or "read" for those that need that no pack is removed meanwhile; without, there is no lock.
 
         Raises FileNotFoundError if there is no store, NotPermitted if other users can write it, and StoreError for
         everything else.
         """
         self.path = path
-        self.root = self.snapshots = self.packs = -1
-        self._lock: int | None = None
+        self.root = self.snapshots = self.packs = self._locks = -1
+        self._lock: LockFile | None = None
+        self._exclusive = exclusive
         try:
             if create and not os.path.isdir(os.path.join(path, "snapshots")):
                 make_directories(path)
@@ -362,8 +297,13 @@ class Place:
             self.snapshots = self._folder("snapshots", create)
             self.packs = self._folder("packs", create)
             if create:
+                self._open_locks()
                 os.fsync(self.root)  # another saver may have created the folders and been killed before it could sync
-            self._lock = lock_exclusive(self.root, path, patience) if exclusive else lock_shared(self.root, path)
+            if exclusive:
+                self._open_locks()
+                self._lock = lock_exclusive(self._locks, path, patience)
+            elif use:
+                self._lock = self._lock_for(use)
         except OSError as error:
             self.close()
             if error.errno == errno.ENOENT and not create:
@@ -385,15 +325,50 @@ class Place:
             raise
         return fd
 
+    def _lock_for(self, use: str) -> LockFile | None:
+        try:
+            self._open_locks()
+        except OSError as error:
+            if use != "read" or error.errno not in _UNCHANGEABLE:
+                raise
+            return None
+        return lock_shared(self._locks, self.path, use)
+
+    def _open_locks(self) -> None:
+        if self._locks >= 0:
+            return
+        try:
+            self._locks = self._folder("locks", create=False)
+        except FileNotFoundError:
+            self._locks = self._folder("locks", create=True)
+            with contextlib.suppress(OSError):
+                make_spare(self._locks)
+
+    def confirm(self) -> None:
+        """Check that the lock still holds: no prune has run, or for a prune no saver, since this process took it.
+
+        Raises StoreError if others took this process for dead, because it stood still for minutes, and OSError.
+        """
+        try:
+            if self._lock:
+                self._lock.confirm()
+        except LockLost:
+            raise StoreError(
+                f"store {self.path}: another process removed this one's lock, because it stood still for minutes",
+                advice="try again; nothing of the store is damaged",
+            ) from None
+
     def close(self) -> None:
         """Release the lock and close the folders. Errors do not matter, since nothing was written through these."""
-        if self._lock is not None:
-            # a forked child may share the open file description: closing alone might not unlock
+        if self._lock:
             with contextlib.suppress(OSError):
-                fcntl.flock(self._lock, fcntl.LOCK_UN)
-        for fd in (self._lock, self.packs, self.snapshots, self.root):
-            if fd is not None and fd >= 0:
+                self._lock.release()
+            if self._exclusive:
+                with contextlib.suppress(OSError):
+                    make_spare(self._locks)  # this prune may have used it up, and has made room
+        for fd in (self._locks, self.packs, self.snapshots, self.root):
+            if fd >= 0:
                 with contextlib.suppress(OSError):
                     os.close(fd)
-        self.root = self.snapshots = self.packs = -1
+        self.root = self.snapshots = self.packs = self._locks = -1
         self._lock = None

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 from torpor.errors import ImageDamaged, NotPermitted
-from torpor.store.collect import unlink_snapshot
+from torpor.store.collect import unlink_unfinished
 from torpor.store.files import PAGE, Place
 from torpor.store.holes import NO_HOLES, Extents, data, disk_bytes, punch
 from torpor.store.known import snapshot_ids
@@ -77,7 +77,7 @@ class _Named:
 def shrink(path: str, packs: Collection[str], gone: Collection[str], *, dry_run: bool, patience: float) -> Shrunk:
     """Punch holes in `packs` where no snapshot of the store at `path`, except those in `gone`, refers to a block.
 
-    The block tables are first read under the shared lock: this may take long, and savers need not wait. Then the lock
+    The block tables are first read without the lock: this may take long, and savers need not wait. Then the lock
     is taken exclusively, for which this waits up to `patience` seconds, and tables published meanwhile are read. Raises
     NotPermitted and StoreError, above all if the store is busy, and OSError.
     """
@@ -88,9 +88,12 @@ def shrink(path: str, packs: Collection[str], gone: Collection[str], *, dry_run:
         with closing(Place(path, exclusive=True, patience=patience)) as place:
             named.read(place)
             if not dry_run:
-                for snapshot in named.unfinished:
-                    unlink_snapshot(place, snapshot)
+                if named.unfinished:
+                    for snapshot in named.unfinished:
+                        unlink_unfinished(place, snapshot)
+                    named.read(place)  # a writer that was taken for dead may have published its one just before
                 os.fsync(place.snapshots)  # the manifests must be gone for good before their blocks are freed
+            place.confirm()  # no writer was at work while the tables were read
             return _punch_all(place, named, dry_run=dry_run)
     except ImageDamaged as error:
         return Shrunk(kept=f"unneeded blocks stay in their packs: a manifest cannot be read and may name any ({error})")

@@ -74,10 +74,10 @@ class Store:
             check_unused(self.path)
         Place(self.path, create=True).close()
 
-    def _place(self) -> Place:
-        """Open the store with a shared lock. Raises NotFound if it does not exist."""
+    def _place(self, use: str = "") -> Place:
+        """Open the store. Raises NotFound if it does not exist."""
         try:
-            return Place(self.path)
+            return Place(self.path, use=use)
         except FileNotFoundError:
             raise self._missing() from None
 
@@ -103,7 +103,7 @@ class Store:
         (`SnapshotWriter.known`), no table is read either, as long as those blocks still exist. With a `rate`, at most
         so many bytes are written per second.
         """
-        place = Place(self.path, create=True)
+        place = Place(self.path, create=True, use="save")
         try:
             return SnapshotWriter(place, kind, tags or {}, reuse, known, rate=rate)
         except BaseException:
@@ -181,7 +181,7 @@ class Store:
         version, or needs something that is not in `knows`.
         """
         snapshot = (self.resolve(text) if isinstance(text, str) else text).id
-        place = self._place()
+        place = self._place("read")
         try:
             with as_store_errors(self.path, f"cannot read snapshot {snapshot}"):
                 opened = open_manifest(place.snapshots, snapshot, self.path)
@@ -343,7 +343,7 @@ class Store:
 
         Raises NotFound if there is no such snapshot, NotPermitted, StoreError.
         """
-        place = self._place()
+        place = self._place("save")  # a prune looks for pins before it removes
         try:
             with as_store_errors(self.path, f"cannot pin snapshot {id}"):
                 try:

@@ -212,7 +212,7 @@ def _blocks(fd: int, path: str, manifest: Manifest, at: int) -> Iterator[memoryv
 
 
 def _writer(store: str, info: SnapshotInfo) -> SnapshotWriter:
-    place = Place(store, create=True)
+    place = Place(store, create=True, use="save")
     try:
         return SnapshotWriter(place, info.kind, info.tags, copy_of=info)
     except FileExistsError:

@@ -323,8 +323,11 @@ class SnapshotWriter:
                 if self._fd >= 0:
                     self._finish_pack()
                 return self._finish_manifest(body, summary, tuple(needs), notices, prove)
-        except BaseException:
+        except BaseException as error:
             self._remove_traces()
+            if isinstance(error, StoreError):
+                with contextlib.suppress(OSError):
+                    self._place.confirm()  # if the lock was lost, that is why
             raise
         finally:
             self._close()
@@ -377,6 +380,8 @@ class SnapshotWriter:
                         prove(reader)
             finally:
                 os.close(fd)
+            # From here on a prune that takes this process for dead removes manifest.tmp first, and the rename fails.
+            self._place.confirm()
             os.rename("manifest.tmp", "manifest", src_dir_fd=folder, dst_dir_fd=folder)
             os.fsync(folder)
         finally:

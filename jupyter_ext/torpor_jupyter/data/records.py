@@ -12,20 +12,18 @@ They hold the kernel's key, as Jupyter's own connection files do. Each is replac
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from torpor.errors import NotFound, StoreError
 from torpor.processes import start_time
-from torpor.store import make_directories, write_whole
+from torpor.store import Busy, claimed, make_directories, write_whole
 
 KERNEL_ID = re.compile(r"[0-9A-Za-z]+(-[0-9A-Za-z]+){4}", re.ASCII)
 """The form of ids in the routes of jupyter_server; Jupyter itself makes UUIDs."""
@@ -33,8 +31,8 @@ SNAPSHOT_ID = re.compile(r"[0-9]{8}-[0-9]{9}-[a-z2-7]{6}", re.ASCII)
 MAX_RECORD = 1 << 20
 """Bytes: a record that is larger was not written by this module."""
 
-WITHOUT_FLOCK = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
-"""The errors of flock(2) on file systems without it: Lustre, NFS without a lock daemon."""
+_PATIENCE = 1.0
+"""How long a server waits for another one that wakes a kernel, in seconds; longer to see that its host is gone."""
 
 R = TypeVar("R", bound="Record")
 
@@ -268,27 +266,23 @@ class Records:
 
     @contextmanager
     def claimed(self, id: str) -> Iterator[KernelRecord]:
-        """Lock a parked kernel, so that no other server wakes it meanwhile. If this server dies, the lock is released.
+        """Lock a parked kernel, so that no other server wakes it meanwhile. If this server dies, so does the lock.
 
         Raises:
             NotFound: it is not parked any more, or another server is waking it.
             StoreError: its record cannot be read.
         """
-        path = self._path(KernelRecord, id)
-        try:
-            fd = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except FileNotFoundError:
-            raise NotFound(f"kernel {id} is not parked") from None
+        self.read(KernelRecord, id)
         with ExitStack() as stack:
-            stack.callback(os.close, fd)
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise NotFound(f"kernel {id} is being woken by another server") from None
+                stack.enter_context(claimed(self.folder / "claims", id, _PATIENCE))
+            except Busy as busy:
+                who = f" ({busy.holders[0]})" if busy.holders[0] else ""
+                raise NotFound(f"kernel {id} is being woken by another server{who}") from None
             except OSError as error:
-                if error.errno not in WITHOUT_FLOCK:
-                    raise StoreError(f"cannot lock {path.with_suffix('.lock')}: {error.strerror}") from error
-                stack.enter_context(_claimed_by_name(path.with_suffix(".claim"), id))
+                raise StoreError(
+                    f"cannot lock kernel {id} in {self.folder / 'claims'}: {error.strerror}", advice="make room"
+                ) from error
             record = self.read(KernelRecord, id)
             if not record.parked:
                 raise NotFound(f"kernel {id} is not parked any more: another server woke it")
@@ -298,32 +292,6 @@ class Records:
         if not kind.NAME.fullmatch(id) or len(id) > 128:
             raise NotFound(f"{id!r} is not a valid id")
         return self.folder / kind.FOLDER / f"{id}.json"
-
-
-@contextmanager
-def _claimed_by_name(path: Path, id: str) -> Iterator[None]:
-    """Lock a kernel on a file system without locks, by a file created with O_EXCL. Raises NotFound, StoreError."""
-    own = json.dumps(asdict(ProcessId.of(os.getpid())))
-    for last in (False, True):
-        try:
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
-                file.write(own)
-            break
-        except FileExistsError:
-            with suppress(OSError, ValueError, TypeError):
-                holder = ProcessId(**json.loads(path.read_text()))
-                if not last and holder.is_here() and not holder.exists():
-                    path.unlink()
-                    continue
-            advice = f"if that server is gone, remove {path}"
-            raise NotFound(f"kernel {id} is being woken by another server", advice=advice) from None
-        except OSError as error:
-            raise StoreError(f"cannot write {path}: {error.strerror}", advice="make room") from error
-    try:
-        yield
-    finally:
-        with suppress(FileNotFoundError):
-            path.unlink()
 
 
 class _Newer(ValueError):

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from logging import Logger
 from pathlib import Path
 from typing import Any
@@ -120,12 +120,12 @@ class Service:
         self.registry.provisioner(kernel_id)
         if not state.parked:
             raise Unsuitable(f"kernel {kernel_id} is not parked")
-        async with self.operations.begin(kernel_id, "waking") as operation:
-            with self.registry.claimed(kernel_id) as snapshot:
-                info, record = await self.checkpoints.find(kernel_id, snapshot)
-                await self.operations.wake(
-                    kernel_id, operation, info, record, again=False, files=_files(files_as_they_are)
-                )
+        async with (
+            self.operations.begin(kernel_id, "waking") as operation,
+            _entered_in_thread(self.registry.claimed(kernel_id)) as snapshot,
+        ):
+            info, record = await self.checkpoints.find(kernel_id, snapshot)
+            await self.operations.wake(kernel_id, operation, info, record, again=False, files=_files(files_as_they_are))
         self._emit(kernel_id, "woken")
         return self.registry.describe(kernel_id)
 
@@ -398,3 +398,23 @@ class Service:
 
 def _files(as_they_are: bool) -> Files:
     return "as-they-are" if as_they_are else "as-they-were"
+
+
+@asynccontextmanager
+async def _entered_in_thread(manager: AbstractContextManager[str]) -> AsyncIterator[str]:
+    """Enter a context in a thread: to see that another server's host is gone takes most of a minute."""
+
+    def leave(entering: asyncio.Task[str]) -> None:
+        if not entering.exception():
+            manager.__exit__(None, None, None)
+
+    entering = asyncio.create_task(asyncio.to_thread(manager.__enter__))
+    try:
+        entered = await asyncio.shield(entering)
+    except asyncio.CancelledError:
+        entering.add_done_callback(leave)
+        raise
+    try:
+        yield entered
+    finally:
+        manager.__exit__(None, None, None)

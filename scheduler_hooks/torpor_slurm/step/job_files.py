@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shlex
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torpor_slurm.allocation import ENV_FILE
+
+if TYPE_CHECKING:
+    import socket
 
 _CURRENT = frozenset({
     "SLURMD_NODENAME", "SLURM_CPUS_ON_NODE", "SLURM_JOB_CPUS_PER_NODE", "SLURM_JOB_END_TIME", "SLURM_JOB_NODELIST",
     "SLURM_JOB_START_TIME", "SLURM_NODELIST", "SLURM_RESTART_COUNT", "SLURM_TOPOLOGY_ADDR", "SLURM_WORKING_CLUSTER",
 })  # fmt: skip
 """Variables that differ from run to run of a job. A script that was woken still has those of the first run."""
+
+
+_LONGEST = 60.0
 
 
 def current(job: Mapping[str, str]) -> dict[str, str]:
@@ -50,18 +59,41 @@ def locked(job: Mapping[str, str]) -> Iterator[None]:
     """Let one step of the job at a time choose processors and start its tasks.
 
     The tasks inherit the descriptor, and with it the lock, until execve() closes it: by then their environment shows
-    what they hold. On a file system without locks, nothing is locked.
+    what they hold. On a file system without locks, it is a name of a socket, which only one process can have: all steps
+    of a job that Torpor starts are on one node.
     """
     if (directory := _directory(job)) is None:
         yield
         return
     fd = os.open(directory / "room", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        with suppress(OSError):
+    with ExitStack() as held:
+        held.callback(os.close, fd)
+        try:
             fcntl.flock(fd, fcntl.LOCK_EX)
+        except OSError:
+            held.enter_context(_name_taken(fd))
         yield
-    finally:
-        os.close(fd)
+
+
+def _name_taken(room: int) -> socket.socket:
+    """A socket that is bound to an abstract name for a file, once no other process has it.
+
+    After `_LONGEST` seconds it has no name: by then another user's program has it, not a step that starts its tasks.
+    """
+    import socket  # noqa: PLC0415  most file systems have locks
+
+    status = os.fstat(room)
+    named = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    deadline = time.monotonic() + _LONGEST
+    while time.monotonic() < deadline:
+        try:
+            named.bind(f"\0torpor {os.geteuid()} {status.st_dev} {status.st_ino}")
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                time.sleep(0.01)
+                continue
+        break
+    return named
 
 
 def ask_once(name: str, job: Mapping[str, str], ask: Callable[[], str]) -> str:

@@ -21,7 +21,7 @@ def test_a_directory_with_other_files_becomes_a_store_when_asked_for(run: Torpor
         assert run("init", "--store", str(home)) == (0, f"{home}\n", "")
     Store(home).create()
     assert run("ls", "--store", str(home))[0] == 0
-    assert sorted(one.name for one in home.iterdir()) == ["gate", "lock", "notes", "packs", "snapshots"]
+    assert sorted(one.name for one in home.iterdir()) == ["locks", "notes", "packs", "snapshots"]
 
 
 def test_what_cannot_be_one_is_named(run: Torpor, tmp_path: Path) -> None:

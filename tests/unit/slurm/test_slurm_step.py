@@ -376,3 +376,30 @@ def test_little_is_held_in_memory(job: Job) -> None:
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.split() == ["torpor.errors"]
+
+
+STEP = """
+import fcntl, os, sys, time
+from pathlib import Path
+from torpor_slurm.step.job_files import locked
+if sys.argv[2] == "without":
+    def none(*_):
+        raise OSError(38, "no locks here")
+    fcntl.flock = none
+with locked({"TORPOR_ENV_FILE": sys.argv[1] + "/env"}):
+    child = os.fork()
+    if not child:
+        time.sleep(0.01)
+        os._exit(0)
+    inside = os.open(sys.argv[1] + "/inside", os.O_CREAT | os.O_EXCL)
+    time.sleep(0.02)
+    os.waitpid(child, 0)
+    os.unlink(sys.argv[1] + "/inside")
+"""
+
+
+@pytest.mark.parametrize("locks", ["with", "without"])
+def test_one_step_at_a_time_chooses_processors(tmp_path: Path, locks: str) -> None:
+    """Also in a directory whose file system has no locks."""
+    steps = [Popen([sys.executable, "-c", STEP, str(tmp_path), locks]) for _ in range(6)]
+    assert [step.wait() for step in steps] == [0] * 6

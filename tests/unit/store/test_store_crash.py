@@ -50,12 +50,13 @@ def check(store: Store, *expected: str) -> None:
 
 
 def only_what_is_needed(store: Store) -> bool:
-    """Tell whether the store has no file but its locks, manifests and the packs that they name."""
+    """Tell whether the store has no file but locks, manifests and the packs that they name."""
     infos = store.snapshots()
     needed = {f"packs/{pack}.pack" for info in infos for pack in info.packs}
-    needed |= {f"snapshots/{info.id}/manifest" for info in infos} | {"gate", "lock"}
+    needed |= {f"snapshots/{info.id}/manifest" for info in infos}
     root = Path(store.path)
-    return needed == {str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir()}
+    found = {str(path.relative_to(root)) for path in root.rglob("*") if not path.is_dir()}
+    return needed == {name for name in found if not name.startswith("locks/")}
 
 
 @contextmanager
@@ -91,6 +92,7 @@ def interrupt_step(patch: pytest.MonkeyPatch, number: int, act: Callable[[], Non
             if count == number:
                 if real is close:
                     real(*args)  # a close that fails closes all the same, close(2)
+                    return act()
                 act()
             return real(*args, **named)
 
@@ -436,3 +438,68 @@ def test_a_full_disk(tmp_path: Path) -> None:
     out = fill(tmp_path, *space, "sh", "-c", mount, str(tmp_path))
     assert "No space left on device (" in out and " free)" in out
     assert "torpor prune" in out and out.endswith("[]\n")
+
+
+def take_for_dead(store: Store) -> None:
+    """Remove the locks, as another host does with those of a process that stands still for minutes."""
+    for lock in Path(store.path, "locks").glob("*,*"):
+        lock.unlink()
+
+
+def test_a_saver_that_stands_still_between_any_two_steps(tmp_path: Path) -> None:
+    """Others take it for dead, remove what it refers to, and save. It says so, or what it has published is whole."""
+    lost = 0
+    for number in range(1, 200):
+        store = Store(tmp_path / str(number))
+        first = save(store, 1)
+
+        def others(store: Store = store, first: SnapshotInfo = first) -> None:
+            take_for_dead(store)
+            store.remove(first.id)
+            store.prune(9)
+            save(store, 2)
+
+        with pytest.MonkeyPatch.context() as patch:
+            steps = interrupt_step(patch, number, others)
+            try:
+                info: SnapshotInfo | None = save(store, 1)
+            except StoreError as error:
+                assert "stood still for minutes" in error.message
+                lost += 1
+                info = None
+        check(store, *[info.id] if info else [])
+        if steps() < number:
+            break
+        store.prune(9)
+        assert only_what_is_needed(store)
+        check(store, *[info.id] if info else [])
+    assert lost > 10 and number < 100
+
+
+@pytest.mark.parametrize("act", ["prune", "remove"])
+def test_a_removal_that_stands_still_between_any_two_steps(tmp_path: Path, act: str) -> None:
+    """Others take it for dead, and refer to blocks of what it is about to remove. Their snapshots stay whole."""
+    for number in range(1, 200):
+        store = Store(tmp_path / str(number))
+        first = save(store, 1, count=9)
+        save(store, 2)
+        saved: list[SnapshotInfo] = []
+
+        def others(store: Store = store, saved: list[SnapshotInfo] = saved) -> None:
+            take_for_dead(store)
+            saved.append(save(store, 1, count=5))
+
+        with pytest.MonkeyPatch.context() as patch:
+            steps = interrupt_step(patch, number, others)
+            try:
+                report = store.prune(1) if act == "prune" else store.remove(first.id)
+                assert first in report.snapshots
+            except StoreError as error:
+                assert "stood still for minutes" in error.message
+        check(store, *(info.id for info in saved))
+        if steps() < number:
+            break
+        store.prune(9)
+        assert only_what_is_needed(store)
+        check(store, *(info.id for info in saved))
+    assert number > 15 and not saved

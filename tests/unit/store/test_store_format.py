@@ -359,11 +359,11 @@ def test_no_link_is_followed_to_a_snapshot_or_folder(saved: tuple[Store, Snapsho
     is_refused(store, info)
     assert store.remove(info.id).snapshots[0].damage
     assert (outside / "manifest").exists(), "only the link was removed"
-    for name in ("packs", "snapshots", "lock"):
+    for name in ("packs", "snapshots", "locks"):
         path = Path(store.path, name)
         plant_link(path)
         with pytest.raises(TorporError) as caught:
-            store.snapshots()
+            store.writer("tree")
         assert isinstance(caught.value, StoreError)
         path.unlink()
         path.with_name("moved").rename(path)

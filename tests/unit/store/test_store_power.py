@@ -195,11 +195,11 @@ HISTORIES: list[Callable[[History], None]] = [
     an_export,
     a_removal_beside_a_reader,
     a_removal_of_a_directory_that_stays,
-    *(partial(a_removal_killed_while_another_looks, number=number) for number in range(1, 9)),
-    *(partial(a_first_save_killed, number=number) for number in range(1, 25)),
-    *(partial(a_save_killed_before_a_prune, number=number) for number in range(1, 19)),
-    *(partial(a_removal_killed, number=number, then=then) for number in range(1, 9) for then in (0, 1)),
-    *(partial(a_prune_killed, number=number) for number in range(1, 12)),
+    *(partial(a_removal_killed_while_another_looks, number=number) for number in range(1, 13)),
+    *(partial(a_first_save_killed, number=number) for number in range(1, 27)),
+    *(partial(a_save_killed_before_a_prune, number=number) for number in range(1, 21)),
+    *(partial(a_removal_killed, number=number, then=then) for number in range(1, 13) for then in (0, 1)),
+    *(partial(a_prune_killed, number=number) for number in range(1, 20)),
     *(partial(a_save_that_fails, number=number) for number in range(1, 8)),
 ]
 

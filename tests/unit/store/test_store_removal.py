@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import subprocess
 import sys
@@ -42,7 +40,7 @@ def test_removing_any_snapshot_leaves_the_others_whole(store: Store) -> None:
     assert report.packs == ()  # the first pack has block two, which the second snapshot needs
     report = store.remove(second.id)
     assert set(report.packs) == {first.id, second.id}
-    assert files_of(store) == ["gate", "lock"]
+    assert files_of(store) == ["locks/spare"]
 
 
 def test_prune_says_what_it_will_do_and_does_it(store: Store) -> None:
@@ -82,7 +80,7 @@ def test_what_is_pinned_stays(store: Store) -> None:
         store.remove(third.id)
     assert store.snapshots() == [third]
     store.remove(third.id, force=True)
-    assert files_of(store) == ["gate", "lock"]
+    assert files_of(store) == ["locks/spare"]
     for id in (first.id, "..", ""):
         with pytest.raises(NotFound):
             store.pin(id)
@@ -97,7 +95,7 @@ def test_an_unreadable_manifest_keeps_every_pack(store: Store) -> None:
     assert infos[0].id in report.kept
     assert len(os.listdir(os.path.join(store.path, "packs"))) == 3
     assert store.remove(infos[0].id).packs == tuple(info.id for info in infos)
-    assert files_of(store) == ["gate", "lock"]
+    assert files_of(store) == ["locks/spare"]
 
 
 def test_blocks_that_an_unreadable_manifest_may_need_are_not_freed(store: Store) -> None:
@@ -144,7 +142,7 @@ def test_a_prune_leaves_nothing_open(store: Store) -> None:
 
 @pytest.fixture
 def other_open_store(store: Store) -> Iterator[Store]:
-    """A second opening of the lock, as another process has it: flock belongs to the open file."""
+    """A store that this process opens for a second time."""
     save(store, b"x")
     yield Store(store.path)
 
@@ -169,7 +167,7 @@ def test_prune_and_removal_of_packs_take_nothing_that_is_in_use(
         assert store.snapshots() == []
         assert reader.read_block(0) == b"abc", "an open snapshot stays whole"
     assert len(store.prune(0).packs) == 2
-    assert files_of(store) == ["gate", "lock"]
+    assert files_of(store) == ["locks/spare"]
 
 
 def test_a_saver_waits_for_a_prune_with_bounds(other_open_store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,42 +182,19 @@ def test_a_saver_waits_for_a_prune_with_bounds(other_open_store: Store, monkeypa
         saver.publish(b"", "")
 
 
-def test_without_flock_saving_works_and_prune_refuses(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_flock(fd: int, operation: int) -> None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-
-    monkeypatch.setattr(fcntl, "flock", no_flock)
-    info = save(store, b"x")
-    assert load(store) == [b"x"]
-    with pytest.raises(StoreError, match="has no flock"):
-        store.prune(0)
-    assert "has no flock" in store.remove(info.id).kept
-    assert store.snapshots() == []
-
-
 @pytest.mark.parametrize(
-    ("rest", "locally"),
+    ("rest", "cached"),
     [
         ("nfs4 server:/export rw,vers=4.2,local_lock=none", False),
-        ("nfs server:/export rw,vers=3,nolock", True),
-        ("nfs server:/export rw,vers=3,local_lock=all", True),
-        ("nfs server:/export rw,local_lock=posix", False),
-        ("lustre mgs:/scratch rw,flock", False),
-        ("lustre mgs:/scratch rw,localflock", True),
-        ("ext4 /dev/sda1 rw,nolock", False),
-        ("cifs //server/share rw,vers=3.1.1,nobrl", True),
-        ("cifs //server/share rw,vers=3.1.1", False),
-        ("smb3 //server/share rw,nobrl", True),
-        ("ocfs2 /dev/sdb rw,localflocks", True),
-        ("gfs2 /dev/sdb rw,localflocks", True),
-        ("gfs2 /dev/sdb rw", False),
-        ("beegfs beegfs_nodev rw,relatime,cfgFile=/etc/beegfs/beegfs-client.conf", True),
-        ("fuse.sshfs host:/scratch rw,user_id=1000", True),
-        ("fuse.glusterfs server:/volume rw", False),
+        ("nfs server:/export rw,vers=3,nolock", False),
+        ("beegfs beegfs_nodev rw,relatime,cfgFile=/etc/beegfs/beegfs-client.conf", False),
+        ("fuse.sshfs host:/scratch rw,user_id=1000", False),
+        ("fuse.rclone remote: rw", True),
+        ("fuse.s3fs s3fs rw", True),
     ],
 )
-def test_mounts_whose_locks_other_hosts_do_not_see(rest: str, locally: bool) -> None:
-    assert files.mount_locks_locally(f"36 35 98:0 / /mnt rw shared:1 - {rest}\n") is locally
+def test_mounts_whose_directories_may_be_out_of_date(rest: str, cached: bool) -> None:
+    assert bool(files.caches_directories(f"36 35 98:0 / /mnt rw shared:1 - {rest}\n")) is cached
 
 
 def test_many_are_discarded_with_one_look_at_the_packs(store: Store) -> None:
@@ -266,12 +241,12 @@ def test_a_prune_does_not_wait_for_ever(store: Store, monkeypatch: pytest.Monkey
         save(store, b"two")
 
 
-def test_nothing_is_freed_where_other_hosts_do_not_see_the_lock(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_freed_where_a_saver_may_not_be_seen(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A saver on another host may need what looks unneeded here."""
     first, _ = save(store, b"one"), save(store, b"two")
-    monkeypatch.setattr(files, "_locks_within_host", lambda fd: True)
-    with pytest.raises(StoreError, match="not seen by other hosts"):
+    monkeypatch.setattr(files, "caches_directories", lambda line: "fuse.s3fs")
+    with pytest.raises(StoreError, match=r"for minutes .* fuse.s3fs"):
         store.prune(1)
     assert next(iter(store.snapshots())) == first
-    assert "not seen by other hosts" in store.remove(first.id).kept
+    assert "fuse.s3fs" in store.remove(first.id).kept
     assert f"packs/{first.id}.pack" in files_of(store)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from tests.unit.store.power import lasting
 from torpor.errors import NotFound, StoreError
+from torpor.util import lock_files
 from torpor_jupyter.data.attachments import Attachments
 from torpor_jupyter.data.records import MAX_RECORD, CheckpointRecord, KernelRecord, ProcessId, Records, SessionRecord
 
@@ -139,27 +137,27 @@ def test_a_crash_of_the_host_takes_nothing_of_what_is_noted(tmp_path: Path) -> N
     assert lasting(tmp_path, act) == kept
 
 
-def test_a_parked_kernel_is_claimed_where_files_have_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a file's name; one that a server has left which died is taken over, and another host's is not."""
-
-    def none(*arguments: object) -> None:
-        raise OSError(errno.ENOSYS, "no locks here")
-
-    monkeypatch.setattr(fcntl, "flock", none)
+def test_a_parked_kernel_is_claimed_by_one_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a server of a host that is gone has claimed is taken over, once its file was watched."""
+    monkeypatch.setattr(lock_files, "WATCH", 0.1)
+    monkeypatch.setattr("torpor_jupyter.data.records._PATIENCE", 0.01)
     records = Records(tmp_path)
+    with pytest.raises(NotFound), records.claimed("a-b-c-d-e"):
+        pass
     records.write(KernelRecord("a-b-c-d-e", "python3", {}, "/", "/", snapshot="20200101-000000000-aaaaaa"))
-    claim = tmp_path / "kernels" / "a-b-c-d-e.claim"
+    records.write(KernelRecord("a-b-c-d-f", "python3", {}, "/", "/", snapshot="20200101-000000000-aaaaab"))
     with (
         records.claimed("a-b-c-d-e"),
-        pytest.raises(NotFound, match="by another server"),
+        records.claimed("a-b-c-d-f"),
+        pytest.raises(NotFound, match=f"by another server .process {os.getpid()} "),
         records.claimed("a-b-c-d-e"),
     ):
         pass
-    assert not claim.exists()
-    here = ProcessId.of(os.getpid())
-    claim.write_text(json.dumps(asdict(replace(here, started=1))))
+    other = tmp_path / "claims" / f"a-b-c-d-e,aaaaaaaaaa,1,1,{'0' * 16},node17"
+    other.touch()
+    with pytest.raises(NotFound, match="process 1 on node17"), records.claimed("a-b-c-d-e"):
+        pass
+    os.utime(other, (0, 0))
     with records.claimed("a-b-c-d-e"):
         pass
-    claim.write_text(json.dumps(asdict(replace(here, boot_id="another"))))
-    with pytest.raises(NotFound, match=f"remove {claim}"), records.claimed("a-b-c-d-e"):
-        pass
+    assert os.listdir(tmp_path / "claims") == []
