@@ -1,5 +1,5 @@
 """Builds the C parts, as hatchling asks when it makes a wheel or an editable install: `torpor._native` by cffi, against
-Python's stable ABI, and the static `torpor-init` beside it. Also torpor(1), of the help texts."""
+Python's stable ABI, and the static `torpor-init` beside it; the command `torpor`. Also torpor(1), of the help texts."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 HERE = Path(__file__).resolve().parent
 PACKAGE = HERE.parent / "engine" / "torpor"
+MADE = HERE.parent / "build"
 SOURCES = ("torpor.c", "batch.c", "spawn.c", "rights.c", "stop.c", "walk.c")
-INIT_FLAGS = [
+BARE_FLAGS = [
     "-std=c11", "-Os", "-Wall", "-Wextra", "-Werror",
     "-static", "-nostdlib", "-ffreestanding", "-fno-stack-protector", "-fno-pie", "-no-pie",
     "-fno-asynchronous-unwind-tables", "-Wl,--build-id=none", "-s",
@@ -33,11 +34,15 @@ class BuildNative(BuildHookInterface):  # type: ignore[type-arg]
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Build all; the compiler is $CC, else gcc."""
         del version
-        built = [_extension(), _init()]
+        # PID 1 of a capsule costs a few pages and nothing else, and is started where the host's libraries may be out of
+        # sight; and `torpor` is to start at once.
+        built = [_extension(), _bare("init.c", PACKAGE / "torpor-init")]
         build_data["artifacts"] += [f"/{path.relative_to(self.root)}" for path in built]
         build_data["pure_python"] = False
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data.setdefault("shared_data", {})[str(_manual(self.metadata.version))] = "share/man/man1/torpor.1"
+        commands = {str(_bare("start.c", MADE / "torpor")): "torpor", str(HERE / "torpor-cli"): "torpor-cli"}
+        build_data.setdefault("shared_scripts", {}).update(commands)
         build_data["tag"] = f"cp310-abi3-{platform}"
 
 
@@ -59,26 +64,22 @@ def _extension() -> Path:
     return target
 
 
-def _init() -> Path:
-    """PID 1 of a capsule.
-
-    It is static and free of any libc because it is started where the host's libraries may be out of sight, and because
-    a job's PID 1 should cost a few pages and nothing else.
-    """
-    target = PACKAGE / "torpor-init"
+def _bare(source: str, target: Path) -> Path:
+    """A static program without any libc."""
+    target.parent.mkdir(exist_ok=True)
     compiler = shlex.split(os.environ.get("CC", "gcc"))
     with tempfile.TemporaryDirectory() as made:
-        init = Path(made, "torpor-init")
-        subprocess.run([*compiler, *INIT_FLAGS, "-o", init, HERE / "init.c"], check=True)
-        init.chmod(0o755)
-        _replace(init, target)
+        program = Path(made, target.name)
+        subprocess.run([*compiler, *BARE_FLAGS, "-o", program, HERE / source], check=True)
+        program.chmod(0o755)
+        _replace(program, target)
     return target
 
 
 def _manual(version: str) -> Path:
     """The manual page; the command line needs nothing of what is built here."""
     sys.path.insert(0, str(PACKAGE.parent))
-    target = HERE.parent / "build" / "torpor.1"
+    target = MADE / "torpor.1"
     target.parent.mkdir(exist_ok=True)
     target.write_text(import_module("torpor.cli.manual").page(version))
     return target

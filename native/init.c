@@ -31,6 +31,8 @@
  * This program is freestanding, has no data but what is on its stack, and may be entered again at _start with a new
  * stack: in this way a clone of it becomes a stand-in.
  */
+#include "bare.h"
+
 #include <asm/errno.h>
 #include <asm/signal.h>
 #include <asm/siginfo.h>
@@ -53,15 +55,6 @@ struct action { /* the kernel's own struct sigaction */
 	void *restorer;
 	unsigned long mask;
 };
-
-static long call(long nr, long a, long b, long c, long d)
-{
-	long result;
-	register long r10 __asm__("r10") = d;
-
-	__asm__ volatile("syscall" : "=a"(result) : "a"(nr), "D"(a), "S"(b), "d"(c), "r"(r10) : "rcx", "r11", "memory");
-	return result;
-}
 
 static unsigned long set_mask(unsigned long mask)
 {

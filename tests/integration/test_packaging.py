@@ -65,6 +65,7 @@ def test_the_wheel_fits_any_python(packages: tuple[Path, Path]) -> None:
     assert "torpor-0.1.0.data/data/share/man/man1/torpor.1" in modes
     assert {"torpor/_native.abi3.so", "torpor/py.typed", "torpor/image/image.proto"} <= modes.keys()
     assert {"torpor_jupyter/server/api.yaml", "torpor_slurm/admin/torpor.c", "torpor_dask/torpor.yaml"} <= modes.keys()
+    assert [modes[f"torpor-0.1.0.data/scripts/{name}"] & 0o777 for name in ("torpor", "torpor-cli")] == [0o755] * 2
     data = "torpor-0.1.0.data/data"
     assert f"{data}/etc/jupyter/jupyter_server_config.d/torpor.json" in modes
     assert f"{data}/share/jupyter/labextensions/torpor/package.json" in modes
@@ -90,5 +91,16 @@ def test_an_ordinary_user_installs_and_uses_the_wheel(packages: tuple[Path, Path
     init = Path(user.run([python, "-c", where], check=True).stdout.strip())
     assert os.access(init, os.X_OK)
     assert init.is_relative_to(user.tmp)
-    # Static: the kernel starts it without an interpreter, so it has no PT_INTERP (ld.so's path).
-    assert b"ld-linux" not in init.read_bytes()
+    # Static: the kernel starts them without an interpreter, so they have no PT_INTERP (ld.so's path).
+    assert all(b"ld-linux" not in program.read_bytes() for program in (init, torpor))
+    ignoring: list[str | Path] = [
+        "env",
+        "--ignore-signal=PIPE",
+        torpor,
+        "run",
+        "--",
+        "grep",
+        "SigIgn",
+        "/proc/self/status",
+    ]
+    assert int(user.run(ignoring, check=True).stdout.split()[1], 16) & 1 << 12, "torpor-cli is not executed as it is"

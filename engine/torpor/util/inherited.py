@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from typing import NamedTuple
 
 _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 """Python ignores these at startup, before it runs any code of a program (signal_install_handlers in CPython)."""
+_OPTION = "torpor-ignored"
+"""Of Python's -X: which of these were ignored before Python started; a list of numbers (native/start.c)."""
 _KEEP_DISPOSITIONS = frozenset({"sh", "bash", "busybox", "dash", "ksh", "mksh", "systemd", "zsh"})
 """Programs that start others with their own signal dispositions."""
 _COERCED = ("C.UTF-8", "C.utf8", "UTF-8")
@@ -51,10 +54,12 @@ def signals() -> Signals:
 def ignored() -> frozenset[int]:
     """Return the signals that this process's caller had ignored, which this process and its programs must ignore too.
 
-    For the signals that Python itself ignores, the dispositions of the parent tell, if it is a shell. Otherwise they
-    are assumed to have the default action, as in `subprocess`.
+    What Python itself ignores is known if this is the command `torpor`. Otherwise the dispositions of the parent tell,
+    if it is a shell; else the default action is assumed, as in `subprocess`.
     """
     found = _ignored_by("self")
+    if (noted := sys._xoptions.get(_OPTION)) is not None:
+        return (found - set(_IGNORED_BY_PYTHON)) | {int(number) for number in str(noted).split(",") if number}
     parent = os.getppid()
     if parent and _name(parent) in _KEEP_DISPOSITIONS:
         return (found - set(_IGNORED_BY_PYTHON)) | (_ignored_by(str(parent)) & set(_IGNORED_BY_PYTHON))

@@ -127,9 +127,11 @@ def test_ls_in_a_narrow_terminal(
 
 def test_an_ascii_locale(store: Store) -> None:
     info = save(store, owner="J\u00fcrgen")
-    environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "TORPOR_STORE": store.path}
+    # The command itself lets Python take UTF-8 for the locale C; other locales may not be installed.
+    torpor: list[str | Path] = [BIN / "python", "-X", "utf8=0", BIN / "torpor-cli"]
+    environment = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "TORPOR_STORE": store.path}
     for words, wanted in (["ls"], "J\\xfcrgen"), (["ls", "--json"], "J\\u00fcrgen"), (["show", info.id], "J\\xfcrgen"):
-        done = subprocess.run([BIN / "torpor", *words], env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run([*torpor, *words], env=environment, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
         assert wanted in done.stdout
 

@@ -13,8 +13,8 @@ import pytest
 from torpor.util import inherited
 
 
-def _told(words: str, *, env: dict[str, str] | None = None, shell: str = "") -> str:
-    command = [sys.executable, "-c", f"from torpor.util import inherited; print({words})"]
+def _told(words: str, *options: str, env: dict[str, str] | None = None, shell: str = "") -> str:
+    command = [sys.executable, *options, "-c", f"from torpor.util import inherited; print({words})"]
     if shell:
         command = ["bash", "-c", f'{shell}; "$@"; true', "bash", *command]
     return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.strip()
@@ -31,6 +31,13 @@ def test_what_a_shell_ignores_is_handed_on(names: str) -> None:
     without = set(_told(words, shell="true").split())  # a real-time signal that whoever runs the tests ignores
     told = set(_told(words, shell=f"trap '' {names}").split())
     assert told - without == {str(int(signal.Signals[f"SIG{name}"])) for name in names.split()}
+
+
+@pytest.mark.parametrize("noted", ["", "13", "13,25"])
+def test_what_was_noted_before_python_started_is_handed_on(noted: str) -> None:
+    """Whatever the parent ignores."""
+    words = "*sorted(inherited.ignored() & {13, 25}), sep=','"
+    assert _told(words, f"-Xtorpor-ignored={noted}", shell="trap '' PIPE") == noted
 
 
 @pytest.mark.parametrize("given", [{}, {"LC_CTYPE": "C"}, {"LC_CTYPE": "C.UTF-8"}, {"LC_ALL": "C"}, {"LANG": "C"}])

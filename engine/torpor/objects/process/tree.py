@@ -80,7 +80,7 @@ def job_of(pid: int) -> int:
 def is_torpor(words: Sequence[bytes]) -> bool:
     """Whether these are the words of a command `torpor`: it may follow its interpreter and that one's options."""
     names = [os.path.basename(word) for word in words if not word.startswith(b"-")]
-    return b"torpor" in names[:2]
+    return bool({b"torpor", b"torpor-cli"} & set(names[:2]))
 
 
 def _init_of_command(pid: int) -> int:

@@ -30,7 +30,7 @@ SAVED = SnapshotInfo(
     ("line", "words"),
     [
         ("/usr/bin/python3 /opt/bin/torpor run --every 10m -- python run", ["run", "--every", "10m"]),
-        ("/usr/bin/python3 -I /opt/bin/torpor run --every 10m x", ["run", "--every", "10m"]),
+        ("/usr/bin/python3 -I -Xtorpor-ignored=13 /opt/bin/torpor-cli run --every 10m x", ["run", "--every", "10m"]),
         ("torpor -v run ./torpor restore", ["run"]),
         ("torpor run --every 10m --json ./train.py --store data", ["run", "--every", "10m", "--json"]),
         ("torpor run --store=/a --every run ls --every 1s", ["run", "--store=/a", "--every", "run"]),
