@@ -244,6 +244,7 @@ static long start(char **argv, char **environment, unsigned long mask, long stat
 	long launcher = call(__NR_getppid, 0, 0, 0, 0);
 	char listen_pid[32], watchdog_pid[32];
 	unsigned long given_limit[2] = {0, 0}, wide[2]; /* struct rlimit */
+	int gate[2] = {-1, -1};
 	long child, failure;
 
 	/* Background processes of the program stay below init, no matter which program has started init. */
@@ -254,16 +255,22 @@ static long start(char **argv, char **environment, unsigned long mask, long stat
 	call(__NR_getrlimit, 6 /* RLIMIT_NPROC */, (long)given_limit, 0, 0);
 	wide[0] = wide[1] = given_limit[1];
 	call(__NR_setrlimit, 6, (long)wide, 0, 0);
+	call(__NR_pipe2, (long)gate, 02000000 /* O_CLOEXEC */, 0, 0);
 	child = call(__NR_fork, 0, 0, 0, 0);
 	if (child) {
-		/* A checkpoint finds here what the job's 0, 1 and 2 were. Only the job may hold the others. */
-		call(__NR_close_range, 3, last - 1, 0, 0);
-		call(__NR_close_range, last + 1, ~0u, 0, 0);
 		/* Where init forwards, the program must not hear twice what is sent to its group. */
 		if (!launcher_forwards)
 			call(__NR_setsid, 0, 0, 0, 0);
+		call(__NR_close, gate[0], 0, 0, 0);
+		call(__NR_close, gate[1], 0, 0, 0);
+		/* A checkpoint finds here what the job's 0, 1 and 2 were. Only the job may hold the others. */
+		call(__NR_close_range, 3, last - 1, 0, 0);
+		call(__NR_close_range, last + 1, ~0u, 0, 0);
 		return child;
 	}
+	/* Wait until init has left the group. */
+	call(__NR_close, gate[1], 0, 0, 0);
+	call(__NR_read, gate[0], (long)&gate[1], 1, 0);
 	call(__NR_setrlimit, 6, (long)given_limit, 0, 0);
 	call(__NR_rt_sigaction, SIGCHLD, (long)&given, 0, MASK_SIZE);
 	set_mask(mask);
