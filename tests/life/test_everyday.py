@@ -84,20 +84,52 @@ COMMANDS = {
     "at": "n=$(echo true | at -M now + 1 day 2>&1 | sed -n 's/^job \\([0-9]*\\) at .*/\\1/p');"
     ' atq | grep -c "^$n\\s"; at -c $n | tail -n 1; atrm $n; atq | grep -c "^$n\\s" || echo gone',
     "crontab": "echo '0 0 1 1 * true' | crontab -; crontab -l; crontab -r; crontab -l || echo none",
+    "tmux": "tmux -S s -f /dev/null new-session -d 'echo there >p; exec sleep 100';"
+    " until [ -s p ]; do sleep 0.01; done; tmux -S s list-sessions -F '#{session_windows} #{session_attached}';"
+    " tmux -S s kill-server; cat p",
+    "screen": "mkdir -m 700 d; export SCREENDIR=$PWD/d; screen -dmS a sh -c 'echo there >p; exec sleep 100';"
+    " until [ -s p ]; do sleep 0.01; done; screen -ls | grep -c Detached; screen -S a -X quit; cat p",
+    "an agent of keys": "mkdir -m 700 g; export GNUPGHOME=$PWD/g; echo a >f;"
+    " gpg -q --batch --passphrase '' --quick-gen-key a ed25519 sign 2>/dev/null;"
+    " gpg -q --sign f; gpg -q --decrypt f.gpg 2>&1 | head -n 1; gpgconf --kill gpg-agent && echo done",
+    "R": 'Rscript --vanilla -e \'cat(system("echo a", intern = TRUE), Sys.getenv("USER"),'
+    ' unlist(parallel::mclapply(1:4, identity, mc.cores = 2)), "\\n")\'',
+    "java": "echo 'class A { public static void main(String[] a) throws Exception {"
+    ' System.out.println(new ProcessBuilder("sh", "-c", "exit 3").inheritIO().start().waitFor()'
+    ' + System.getProperty("user.name") + ProcessHandle.current().parent().isPresent()); } }\' >A.java;'
+    " java -XX:-UsePerfData A.java",
+    "node": 'node -e \'console.log(process.ppid > 0, `${require("child_process").execSync("echo a")}`);'
+    ' process.on("SIGUSR2", () => process.exit(3)); process.kill(process.pid, "SIGUSR2");'
+    " setTimeout(() => {}, 1e6)'; echo $?",
+    "perl": 'perl -e \'$| = 1; print getppid > 0, `echo a`, scalar(getpwuid $>), "\\n";'
+    ' $SIG{ALRM} = sub { print "alarm\\n" }; alarm 1; sleep 100; exec "echo", "b"\'',
+    "times": "TIMEFORMAT=%R-%U; { time true; } 2>&1 | tr 0-9 n; times | tr -s 0-9 n; python3 -c 'import os;"
+    " a, b = os.times(), os.times(); print(0 <= b.elapsed - a.elapsed < 100, 0 <= a.user <= b.user)'",
+    "a login as another group": "echo 'id -g; umask' | newgrp $group; echo $?",
+    "socket activation": "systemd-socket-activate -l $PWD/s sh -c 'test $LISTEN_PID = $$ && echo $LISTEN_FDS >p'"
+    " 2>/dev/null & until [ -S s ]; do sleep 0.01; done; until [ -s p ]; do sleep 0.01; python3 -c 'import socket;"
+    ' socket.socket(socket.AF_UNIX).connect("s")\' 2>/dev/null; done; cat p; wait',
 }
 MOUNTED = {"an automount", "what the host mounts"}
 NEEDED = {
     "ACLs": "setfacl",
     "ACLs of a group": "setfacl",
+    "R": "Rscript",
     "an agent": "ssh-agent",
+    "an agent of keys": "gpg-agent",
     "at": "at",
     "crontab": "crontab",
     "git": "git",
+    "java": "java",
     "lock files": "dotlockfile",
     "make": "make",
+    "node": "node",
     "rsync": "rsync",
     "rsync of a group's file": "rsync",
+    "screen": "screen",
+    "socket activation": "systemd-socket-activate",
     "sudo": "sudo",
+    "tmux": "tmux",
 }
 IN_A_CAPSULE = {
     "sed on a group's file",
@@ -116,9 +148,19 @@ IN_A_CAPSULE = {
     "tar of others' files",
     "a setuid program",
     "another group",
+    "a login as another group",
 }
 """What differs in a capsule, as docs/woken.md has it."""
-IF_GRANTED = {"a process outside", "a setuid program", "another group", "at", "crontab", "sudo", "tar of others' files"}
+IF_GRANTED = {
+    "a login as another group",
+    "a process outside",
+    "a setuid program",
+    "another group",
+    "at",
+    "crontab",
+    "sudo",
+    "tar of others' files",
+}
 """What of it is left where an administrator has granted the user's groups."""
 
 JOB = """
