@@ -112,6 +112,13 @@ def begin(
     return here
 
 
+def tell_finished(here: Beginning, command: Sequence[str]) -> None:
+    """Tell the user that the command has finished in an earlier run."""
+    assert here.finished
+    name, again = os.path.basename(command[0]), f"remove {here.directory.path} to run it again"
+    tell(f"{name} of job {here.directory.job} has finished already, with exit code {here.finished.code}: {again}")
+
+
 def start_over(here: Beginning, allocation: Allocation, options: Options) -> None:
     """If an earlier run has started the application already, tell the user, and cut off the output of that run.
 

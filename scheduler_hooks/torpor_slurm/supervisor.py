@@ -24,7 +24,8 @@ from torpor_slurm import another_run, beginning, controller, filters, lifeline, 
 from torpor_slurm.allocation import ENV_FILE, Allocation
 from torpor_slurm.beginning import Beginning, Script, patiently
 from torpor_slurm.controller import JobRecord
-from torpor_slurm.job_directory import Finished, JobDirectory, StoreMissing
+from torpor_slurm.guard import Guard
+from torpor_slurm.job_directory import JobDirectory, StoreMissing
 from torpor_slurm.messages import name_of, tell
 from torpor_slurm.preemption_cause import REACTIONS, Cause, Finding, find_cause, is_running
 from torpor_slurm.rebinding import rebind
@@ -111,6 +112,7 @@ class Supervisor:
         self.options = options
         self.script = ScriptAround(allocation)
         self.here = Beginning(directory)
+        self.guard = Guard(directory.job, allocation.restarts, options)
         self.record: JobRecord
         self.job: Job
         self.saving = Saving(directory, allocation.restarts, options.with_files)
@@ -138,10 +140,13 @@ class Supervisor:
         """See `supervise`."""
         began = time.monotonic()
         self.record = beginning.first_record(self.directory.job, self.allocation.restarts)
+        self.guard.post()
         try:
             self._begin()
+            self.guard.sign()
             if finished := self.here.finished:
-                return self._finished_before(finished)
+                beginning.tell_finished(self.here, self.command)
+                return finished.code
             job = patiently(self._wake, self.allocation, self.directory.base) if self.here.found else None
         except (StoreMissing, StoreError) as error:
             if self.allocation.restarts == 0:
@@ -182,12 +187,6 @@ class Supervisor:
         self.here.notes += self.script.warnings(self.record.partition)
         self.saving = Saving(self.directory, self.allocation.restarts, self.options.with_files)
 
-    def _finished_before(self, finished: Finished) -> int:
-        """Exit as the command did in an earlier run."""
-        name, again = os.path.basename(self.command[0]), f"remove {self.directory.path} to run it again"
-        tell(f"{name} of job {self.directory.job} has finished already, with exit code {finished.code}: {again}")
-        return finished.code
-
     def _start(self) -> Job:
         stand_ins = self.directory.stand_ins
         command = [str(stand_ins / "srun"), *self.command[1:]] if self.command[0] == "srun" else self.command
@@ -207,6 +206,7 @@ class Supervisor:
         """Wait for the application to end, or for a reason to save it and exit."""
         self.next_save = self._next_save()
         while (code := self.job.poll()) is None:
+            self.guard.sign()
             wake_at = self.retry_at if self.leaving or self.unexplained else self.next_save
             poll = SHORT_POLL_SECONDS if sentinel.starting else POLL_SECONDS
             received = signal.sigtimedwait(FORWARDED, min(poll, max(0.0, wake_at - time.monotonic())))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -178,3 +181,39 @@ def test_a_controller_that_is_away(ordinary_account: User) -> None:
         work.cluster.wait_for(lambda: work.cluster.job(work.number).get("JobState") == "RUNNING", "the controller")
         work.preempt()
         unharmed(work, STEPS)
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(shutil.which("bindfs") is None, reason="a store that hangs needs bindfs")
+@pytest.mark.timeout(300)
+def test_a_store_that_hangs(ordinary_account: User) -> None:
+    """Its supervisor hangs with it, as on a hard NFS mount. Where Slurm itself would cancel the job, it is requeued."""
+    folder = ordinary_account.tmp / "job"
+    behind, store = folder / "behind", folder / "store"
+    for directory in (folder, behind, store):
+        directory.mkdir()
+        ordinary_account.own(directory)
+    file_system = subprocess.Popen(["bindfs", "-f", "-o", "allow_other", behind, store])
+    try:
+        # Before the cluster: its nodes have mounts of their own.
+        while not os.path.ismount(store):
+            time.sleep(0.05)
+        with cluster(grace=60, kill_wait=10) as slurm:
+            work = Submitted(slurm, ordinary_account, folder)
+            start(work, script(work, application(work, STEPS), "--every=1s"), "-p", "cancel")
+            work.wait_log("saved 2", 2)
+            before = work.node
+            file_system.send_signal(signal.SIGSTOP)
+            try:
+                slurm.preempt(ordinary_account, before)
+                slurm.wait_state(work.number, "PENDING", "CANCELLED", "PREEMPTED", seconds=150)
+                assert slurm.job(work.number)["JobState"] == "PENDING"
+            finally:
+                file_system.send_signal(signal.SIGCONT)
+            slurm.hurry(work.number, before)
+            work.wait_log("resumed")
+            unharmed(work, STEPS)
+            slurm.release()
+    finally:
+        subprocess.run(["umount", store], check=True)
+        file_system.wait()

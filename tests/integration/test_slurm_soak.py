@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import random
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import pytest
 
 from tests.integration.slurm_cluster import PACKAGES, Cluster, missing
 from tests.integration.slurm_jobs import Submitted, job
+from tests.integration.slurm_preemptions import OVER, PYTHON, SOAK_PYTHON, disturb, has, wait_for
 from tests.users import BIN, User
 
 pytestmark = [
@@ -33,7 +33,6 @@ EVENTS = 5
 """How often a job is preempted or requeued, unless it is over before."""
 LINES = 60
 NUMBERS = range(LINES)
-OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY")
 COUNT = 'count() { n=0; while [ $n -lt 60 ]; do echo "$1$n"; n=$((n+1)); sleep 0.05; done; }\n'
 
 
@@ -55,7 +54,9 @@ class Kind:
     files: Mapping[str, list[str]] = field(default_factory=dict)
     options: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
-    """Programs."""
+    """Programs, or modules of PYTHON."""
+    then: bool = False
+    """Whether a job with --dependency=afterok waits for its end, and has to find its whole output."""
 
 
 def by_task(prefixes: list[str]) -> Callable[[list[str]], bool]:
@@ -82,13 +83,66 @@ if __name__ == "__main__":
             file.write(f"{n}\\n")
     sys.exit(7)
 """
+LOKY = """
+import sys, time
+from joblib import Parallel, delayed
+def work(n):
+    time.sleep(0.15)
+    return n
+with open("buffered", "w") as file:
+    for n in Parallel(n_jobs=2, return_as="generator")(delayed(work)(n) for n in range(60)):
+        print(n, flush=True)
+        file.write(f"{n}\\n")
+sys.exit(7)
+"""
+MPI4PY = """
+import time
+from mpi4py import MPI
+world = MPI.COMM_WORLD
+for step in range(60):
+    total = world.allreduce(step + world.rank)
+    assert total == 4 * step + 6, (step, total)
+    if world.rank == 0:
+        print("step", step, flush=True)
+    time.sleep(0.05)
+print(f"rank {world.rank} of {world.size}: the end", flush=True)
+"""
+GLOO = """
+import time, torch, torch.distributed as dist
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+for step in range(60):
+    one = torch.full((1000,), float(step + rank))
+    dist.all_reduce(one)
+    assert one.eq(4 * step + 6).all(), (step, one[0])
+    if rank == 0:
+        print("step", step, flush=True)
+    time.sleep(0.05)
+print(f"rank {rank} of {dist.get_world_size()}: the end", flush=True)
+dist.destroy_process_group()
+"""
+PROGRAMS = {"pool.py": POOL, "loky.py": LOKY, "ranks.py": MPI4PY, "gloo.py": GLOO}
+TORCHRUN = (  # a node's name leads to no address here
+    f"{SOAK_PYTHON} -m torch.distributed.run --nproc-per-node 4 --local-addr 127.0.0.1"
+    " --rdzv-backend c10d --rdzv-endpoint 127.0.0.1:29555"
+)
+ITSELF = """
+touch own
+n=$(wc -l <own)
+while [ $n -lt 60 ]; do
+	echo $n >>own; n=$((n+1))
+	case $n in 20|40) scontrol requeue $SLURM_JOB_ID; exit 0 ;; esac
+	sleep 0.05
+done
+"""
 RING = Path(__file__).with_name("slurm_ring.c")
 
 
-def ring(lines: list[str]) -> bool:
+def ring(lines: list[str], size: int = 2) -> bool:
     steps = [line for line in lines if line.startswith("step")]
     ranks = sorted(line.partition(":")[0] for line in lines if line.startswith("rank"))
-    return steps == numbered("step ") and ranks == ["rank 0 of 2", "rank 1 of 2"] and len(lines) == LINES + 2
+    expected = [f"rank {rank} of {size}" for rank in range(size)]
+    return steps == numbered("step ") and ranks == expected and len(lines) == LINES + size
 
 
 MPI = "export OMPI_MCA_oob_tcp_if_include=lo\ntouch finish\nsrun ./ring 60 finish\n"
@@ -113,6 +167,20 @@ KINDS = {
         options=("-n2",), out=by_task(["a", "b"])),
     "parallel": Kind("export -f count\nparallel --will-cite -k -j2 count ::: a b c\n", needs=("parallel",),
                      out=lambda lines: lines == numbered("a") + numbered("b") + numbered("c")),
+    "parallel, srun": Kind(
+        "export -f count SHELL=/bin/bash\n"
+        "parallel --will-cite -k -j3 srun -n1 --exclusive --quiet bash -c \"'count {}'\" ::: a b c\n",
+        options=("-n2",), needs=("parallel",),
+        out=lambda lines: lines == numbered("a") + numbered("b") + numbered("c")),
+    "joblib": Kind(f"exec {sys.executable} loky.py\n", code=7, files={"buffered": numbered()}),
+    "array": Kind("count $SLURM_ARRAY_TASK_ID-\n", options=("--array=3",),
+                  out=lambda lines: lines == numbered("3-")),
+    "afterok": Kind("count\n", then=True),
+    "requeues itself": Kind(ITSELF, out=lambda lines: lines == [], files={"own": numbered()}),
+    "torchrun": Kind(f"export GLOO_SOCKET_IFNAME=lo\nexec {TORCHRUN} gloo.py\n",
+                     needs=("torch",), out=lambda lines: ring(lines, 4)),
+    "mpi4py": Kind(f"export OMPI_MCA_oob_tcp_if_include=lo\nsrun --mpi=pmix {PYTHON} ranks.py\n", options=("-n4",),
+                   needs=("mpirun.openmpi", "mpi4py"), out=lambda lines: ring(lines, 4)),
     "Open MPI": Kind(MPI, options=("-n2",), out=ring, needs=("mpicc.openmpi", "mpirun.openmpi")),
     "MPICH": Kind(MPI, options=("-n2",), out=ring, needs=("mpicc.mpich", "mpiexec.hydra")),
 }  # fmt: skip
@@ -122,18 +190,22 @@ KINDS = {
 @pytest.mark.parametrize("name", KINDS)
 def test_preempted_at_random(slurm: Cluster, ordinary_account: User, name: str, life: int) -> None:
     kind, chance = KINDS[name], random.Random(f"{SEED} {name} {life}")
-    if lacking := [program for program in kind.needs if shutil.which(program) is None]:
+    if lacking := [what for what in kind.needs if not has(what)]:
         pytest.skip(f"missing here: {' '.join(lacking)}")
     began = time.monotonic()
     with job(slurm, ordinary_account) as made:
         submit(made, kind, chance.choice(["low", "abrupt", "cancel"]))
+        after = slurm.submit(ordinary_account, "sbatch", *follower(made)) if kind.then else None
         story = [disturb(made, chance) for _ in range(EVENTS)]
-        state = slurm.wait_state(made.number, *OVER, seconds=120)
+        state = wait_for(made, *OVER, seconds=240)
         print(name, life, state["Restarts"], f"{time.monotonic() - began:.0f} s", story)
         where = f"{name}: {story}\n{made.told()}"
         assert state["ExitCode"] == f"{kind.code}:0", where
         lines = [line for line in made.out.splitlines() if not line.startswith(("slurmstepd", "srun: ", "torpor: "))]
         assert kind.out(lines), where
+        if after is not None:
+            assert slurm.wait_state(after, *OVER)["JobState"] == "COMPLETED", where
+            assert (made.folder / "then").read_text() == made.out, where
         for file, content in kind.files.items():
             assert (made.folder / file).read_text().splitlines() == content, (file, where)
 
@@ -146,7 +218,8 @@ def submit(made: Submitted, kind: Kind, partition: str) -> None:
     path = made.folder / "job.sh"
     head = "" if kind.wrap else "#SBATCH --open-mode=append --requeue\n"
     path.write_text(f'#!/bin/bash\n{head}cd {made.folder}\nRUN="{run}"\n{COUNT}{kind.body}')
-    (made.folder / "pool.py").write_text(POOL)
+    for file, text in PROGRAMS.items():
+        (made.folder / file).write_text(text)
     if kind.needs and kind.needs[0].startswith("mpicc"):
         subprocess.run([kind.needs[0], "-O2", RING, "-o", made.folder / "ring"], check=True)
     below: list[str | Path] = [BIN / "torpor", "sbatch", "--store", made.store, "--"]
@@ -155,27 +228,6 @@ def submit(made: Submitted, kind: Kind, partition: str) -> None:
     made.number = made.cluster.submit(made.user, *ours, *options, path)
 
 
-def disturb(made: Submitted, chance: random.Random) -> str:
-    """Have the job leave its node at a random moment, and let it begin on the other. Return what was done."""
-    slurm, number = made.cluster, made.number
-    told = slurm.wait_state(number, "RUNNING", *OVER)
-    before, restarts = told["NodeList"], told["Restarts"]
-    moment = chance.choice([chance.uniform(0, 1), chance.uniform(0, 4)])
-    time.sleep(moment)  # nothing is waited for: the moment is what is sampled
-    if slurm.job(number)["JobState"] in OVER:
-        return "over"
-    way = chance.choice(["preempted", "preempted", "requeued", "preempted and requeued"])
-    others = [slurm.preempt(made.user, before)] if "preempted" in way else []
-    if "requeued" in way:
-        slurm.ask("scontrol", "requeue", number)
-
-    def away() -> bool:
-        now = slurm.job(number)
-        return now["JobState"] in OVER or (now["JobState"] == "PENDING" and now["Restarts"] != restarts)
-
-    slurm.wait_for(away, f"job {number} to leave {before}", 90, made.told)
-    slurm.ask("scontrol", "update", f"JobId={number}", "StartTime=now", f"ExcNodeList={before}")
-    slurm.wait_for(lambda: slurm.job(number)["JobState"] in ("RUNNING", *OVER), f"job {number} to begin again")
-    if others:
-        slurm.release(*others)
-    return f"{way} after {moment:.2f} s"
+def follower(made: Submitted) -> list[str | Path]:
+    """The arguments of sbatch for a job that begins when this one has ended with 0, and copies its output."""
+    return ["-d", f"afterok:{made.number}", "-o", "/dev/null", "--wrap", f"cp {made.folder}/out {made.folder}/then"]

@@ -34,6 +34,7 @@ from torpor_slurm import (
 )
 from torpor_slurm.allocation import Allocation
 from torpor_slurm.controller import JobRecord, SlurmError
+from torpor_slurm.guard import Guard
 from torpor_slurm.job_directory import JobDirectory
 from torpor_slurm.run_options import Options
 from torpor_slurm.supervisor import Supervisor
@@ -181,6 +182,7 @@ class World:
         patch.setattr(processes, "resident", lambda _: 1 << 20)
         patch.setattr(processes, "is_ending", lambda _: False)
         patch.setattr(lifeline, "tie", lambda _: None)
+        patch.setattr(Guard, "post", lambda _: None)
         patch.setattr(srun_wrapper, "refuse_real_srun", lambda _: None)
         patch.setattr(supervisor, "Sentinel", lambda *_: Sentinel(self))
         patch.setattr(supervisor, "start", self._start)

@@ -26,6 +26,7 @@ from torpor.store import SnapshotInfo
 from torpor_slurm import beginning, controller, saving, script_around, supervisor
 from torpor_slurm.allocation import Allocation
 from torpor_slurm.controller import JobRecord, SlurmError
+from torpor_slurm.guard import Guard
 from torpor_slurm.job_directory import JobDirectory
 from torpor_slurm.run_options import Options
 from torpor_slurm.supervisor import Supervisor
@@ -126,6 +127,7 @@ class Rig:
         self.allocation = allocation
         self.monkeypatch = monkeypatch
         monkeypatch.setattr(script_around, "_name", lambda _: "slurmstepd")
+        monkeypatch.setattr(Guard, "post", lambda _: None)
         self.tried = self.supervise(Options())
         monkeypatch.setattr(supervisor, "POLL_SECONDS", 0.01)
         monkeypatch.setattr(supervisor, "SHORT_POLL_SECONDS", 0.01)
