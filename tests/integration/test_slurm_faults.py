@@ -183,6 +183,82 @@ def test_a_controller_that_is_away(ordinary_account: User) -> None:
         unharmed(work, STEPS)
 
 
+LEDGER = """
+import sys, time
+from pathlib import Path
+with open("ledger", "r+b", buffering=0) as ledger:
+    for count in range(1, 10**6):
+        ledger.seek(0)
+        at = int(ledger.read(8))
+        if at != count - 1:
+            sys.exit(f"the ledger is at {at}, and I at {count - 1}")
+        ledger.seek(0)
+        ledger.write(b"%8d" % count)
+        print("step", count, flush=True)
+        if Path("finish").exists():
+            sys.exit(7)
+        time.sleep(0.1)
+"""
+
+
+@pytest.mark.soak
+def test_a_file_that_is_written_in_place_is_rolled_back(work: Submitted) -> None:
+    """The job is killed in the middle between two saves: the file is newer than the snapshot, and brought back."""
+    program, ledger = work.folder / "ledger.py", work.folder / "ledger"
+    program.write_text(LEDGER)
+    ledger.write_bytes(b"%8d" % 0 + bytes(1 << 20))
+    work.user.own(ledger)
+    options = ["--every=2s", "--files=rolled-back", f"--with-files={ledger}"]
+    path = script(work, f"{sys.executable} {program}", *options)
+    path.write_text(path.read_text().replace("exec", f"cd {work.folder}\nexec", 1))
+    start(work, path)
+    for resumed in (1, 2):
+        work.wait_log("saved 2", work.log.count("saved 2") + 2)
+        work.wait_steps(work.steps + 5)
+        before = work.node
+        os.kill(supervisor(work), signal.SIGKILL)
+        assert work.wait_code() == "0:9"
+        work.cluster.wait_gone(work.number)
+        work.cluster.ask("scontrol", "requeue", work.number)
+        work.hurry(before)
+        work.wait_log("resumed", resumed)
+        work.wait_steps(work.steps + 5)
+    work.finish()
+    assert work.wait_code() == "7:0", work.told()
+    steps = [line for line in work.out.splitlines() if line.startswith("step")]
+    assert steps == [f"step {count}" for count in range(1, len(steps) + 1)], work.told()
+    assert int(ledger.read_bytes()[:8]) == len(steps)
+
+
+@pytest.mark.soak
+def test_a_container_without_slurms_commands(ordinary_account: User) -> None:
+    """Nobody says why the job is warned, and no sentinel runs: it is saved, and Slurm's own requeue continues it."""
+    with cluster(kill_wait=10) as slurm, job(slurm, ordinary_account) as work:
+        programs = work.folder / "bin"
+        programs.mkdir()
+        for program in Path("/usr/bin").iterdir():
+            if program.name not in ("scontrol", "srun", "sbatch", "squeue", "scancel", "sinfo"):
+                (programs / program.name).symlink_to(program)
+        path = script(work, application(work, STEPS))
+        path.write_text(path.read_text().replace("exec", f"export PATH={programs}\nexec", 1))
+        start(work, path, "-p", "abrupt")
+        work.wait_steps(5)
+        before = work.node
+        other = slurm.preempt(ordinary_account, before)
+        work.wait_log("there is no scontrol here")
+        work.hurry(before)
+        work.wait_log("resumed")
+        slurm.release(other)
+        work.finish()
+        assert work.wait_code() == "7:0", work.told()
+        assert "torpor: there is no scontrol here" in work.out
+        assert [line for line in work.out.splitlines() if line.startswith("step")] == [
+            f"step {n}" for n in range(STEPS)
+        ]
+        assert work.differences(STEPS) == ["out"], work.told()  # but for that line
+        assert work.log.count("saved 2") == 1
+
+
 @pytest.mark.soak
 @pytest.mark.skipif(shutil.which("bindfs") is None, reason="a store that hangs needs bindfs")
 @pytest.mark.timeout(300)
