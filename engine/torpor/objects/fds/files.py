@@ -213,8 +213,9 @@ class Directory(Kind[int]):
         if directory.inode.removed:
             fd = directories.enter(directory.path, directory.inode, opening.opener, opening.openers.removed)
             opening.warnings += directories.warn_if_renamed(directory.path, fd)
-            return opening.opener.reopened(fd, flags & ~os.O_NOFOLLOW)
-        fd = open_described(description, opening.opener, os.O_DIRECTORY)
+            fd = opening.opener.reopened(fd, flags & ~os.O_NOFOLLOW)
+        else:
+            fd = open_described(description, opening.opener, os.O_DIRECTORY)
         return _sought(fd, description.flags, description.directory.position)
 
 

@@ -41,6 +41,7 @@ def main() -> None:
     (HERE / "above" / "below").rmdir()
     (HERE / "above").rmdir()
     (HERE / "above" / "below" / "kept").mkdir(parents=True)  # whose names are had, too
+    os.lseek(here, 3, os.SEEK_SET)
     was = {fd: fcntl.fcntl(fd, fcntl.F_GETFL) for fd in (here, below, plainly)}
     ours, theirs = os.pipe(), os.pipe()
     child = os.fork()
@@ -52,6 +53,7 @@ def main() -> None:
     ready_and_wait()
     expect(nowhere(), "the current directory is one that was removed")
     same(os.path.samestat(os.stat("."), os.fstat(here)), True, "a descriptor of the current directory leads to it")
+    same(os.lseek(here, 0, os.SEEK_CUR), 3, "the position of its descriptor")
     same((os.listdir(here), os.listdir(plainly)), ([], []), "what is in those that were removed")
     same(os.listdir(HERE / "above" / "below"), ["kept"], "what is in the directory that has such a name")
     same(stat.S_IMODE(os.fstat(below).st_mode), 0o751, "the mode of another one")
