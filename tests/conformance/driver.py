@@ -23,6 +23,7 @@ from typing import Any, TextIO
 from unittest import mock
 
 import torpor
+from torpor.dump import proof
 from torpor.errors import TorporError
 from torpor.image import reading
 from torpor.probe import probe
@@ -55,6 +56,8 @@ def checkpoint(request: dict[str, Any], reply: TextIO) -> None:
         snapshot = torpor.checkpoint(
             request["pid"], store=request["store"], then="run" if then == "gone" else then, **options
         )
+    if found := [notice for notice in snapshot.notices if notice.startswith(proof.DIFFERING)]:
+        raise TorporError(*found)
     say(reply, snapshot=snapshot.id)
 
 

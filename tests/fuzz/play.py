@@ -31,7 +31,7 @@ import torpor
 from tests.fuzz.grammar import FIRST_MOMENT, SAVE, Step, generate, write
 from tests.leaks import MARK, marked
 from torpor import processes
-from torpor.dump import patience
+from torpor.dump import patience, proof
 from torpor.errors import Refused, TorporError
 from torpor.image import image_pb2 as pb
 from torpor.image import reading
@@ -353,7 +353,10 @@ class Play:
         """A snapshot, or None: the only program, or all, were refused."""
         while self._goes_on():
             try:
-                return torpor.checkpoint(top, store=self._store, then=how, series=series)  # type: ignore[arg-type]
+                taken = torpor.checkpoint(top, store=self._store, then=how, series=series)  # type: ignore[arg-type]
+                if differing := [notice for notice in taken.notices if notice.startswith(proof.DIFFERING)]:
+                    raise Wrong("differs", differing[0])
+                return taken
             except Refused as refused:
                 words = "".join(f"{reason}\n" for reason in refused.reasons)
                 if len(self._programs) == 1:

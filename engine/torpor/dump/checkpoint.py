@@ -319,11 +319,13 @@ def _take(root: int, writer: SnapshotWriter, how: _How, progress: Progress) -> S
             image.timing.total_ns = time.monotonic_ns() - began
             if how.then == "kill":
                 killing.check(frozen.processes)
-            prove = partial(_prove, frozen, how.stats) if how.then != "run" else None
+            differing: list[str] = []
+            prove = partial(_prove, frozen, how.stats, differing) if how.then != "run" else None
             body = image.SerializeToString()
             if too_much := reading.excess(body) or reading.excess_of_threads(image):
                 raise Refused("the tree cannot be kept", [Reason("the tree", f"it has {too_much}")])
             published = writer.publish(body, _summary(image, how.command), notices=taken.notices, prove=prove)
+            published = replace(published, notices=(*published.notices, *differing))
             how.stats.publish_ns = time.monotonic_ns() - publishing - how.stats.proof_ns
             taken.note(image, writer)
         except StoreError:
@@ -353,15 +355,15 @@ def _of_outsiders(found: list[outsiders.Shared], taken: TreeDump, then: Then) ->
     taken.notices += [*outsiders.notices(found), *outsiders.unread_input(taken.descriptors)]
 
 
-def _prove(frozen: Frozen, stats: Stats, reader: SnapshotReader) -> None:
-    """Check that the snapshot of a frozen tree could be restored on this host."""
+def _prove(frozen: Frozen, stats: Stats, notices: list[str], reader: SnapshotReader) -> None:
+    """Check that the snapshot of a frozen tree could be restored on this host, and note what would not be as before."""
     from torpor.dump import proof  # noqa: PLC0415  as above
 
     began = time.monotonic_ns()
     own = {tid for process in frozen.processes.values() for tid in (process.pid, *process.threads)}
     standing = own.union(daemons.inits(frozen.root))  # torpor-init exits as the job exits
     try:
-        proof.prove(reader, standing)
+        notices += proof.prove(reader, standing)
     finally:
         stats.proof_ns = time.monotonic_ns() - began
 

@@ -31,6 +31,10 @@ SECONDS = 0.2
 """Time to read blocks back; the first batch of them is always read."""
 _TOGETHER = 256
 """Blocks in a batch that is read back in order."""
+DIFFERING = "sockets were made once, and differ: "
+"""The beginning of a notice."""
+_SHOWN = 3
+"""The most differences that it lists."""
 
 
 def prove_abilities() -> None:
@@ -43,8 +47,11 @@ def prove_abilities() -> None:
         raise _refused(reasons)
 
 
-def prove(reader: SnapshotReader, standing: Set[int]) -> None:
+def prove(reader: SnapshotReader, standing: Set[int]) -> list[str]:
     """Check that this host could restore a snapshot.
+
+    Returns:
+        Notices on what would not be as before.
 
     Args:
         reader: reads the snapshot from disk.
@@ -59,8 +66,9 @@ def prove(reader: SnapshotReader, standing: Set[int]) -> None:
     try:
         validate(image, reader.info.id, probe(), (given[0], given[1], given[1]), standing=True)
         _plan(image, reader, standing)
-        if reasons := socket_trial.failures(image):
-            raise _refused(reasons)
+        sockets = socket_trial.made(image)
+        if sockets.failures:
+            raise _refused(sockets.failures)
     except RestoreRefused as error:
         raise _refused(error.reasons) from error
     except (RestoreFailed, ImageDamaged) as error:
@@ -71,6 +79,9 @@ def prove(reader: SnapshotReader, standing: Set[int]) -> None:
     for number in range(len(reader.info.packs)):
         reader.pack_fd(number)
     _read_back(reader)
+    more = f"; and {len(sockets.differences) - _SHOWN} more" if len(sockets.differences) > _SHOWN else ""
+    what = "; ".join(sockets.differences[:_SHOWN])
+    return [f"{DIFFERING}{what}{more}: please report this"] if what else []
 
 
 def _refused(reasons: Sequence[Reason]) -> Refused:

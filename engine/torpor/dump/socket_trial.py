@@ -2,7 +2,8 @@
 
 No validation foresees which sockets the kernel makes beside each other, in which order and with which options. So they
 are made: by the code of a restore, from the image as it was read back, in a child of this process with its own network
-and directories (`torpor.dump.own_namespaces`). Other descriptions are replaced: they only lie in sockets' queues.
+and directories (`torpor.dump.own_namespaces`). Other descriptions are replaced: they only lie in sockets' queues. What
+was made is described by the code of a checkpoint, and compared with the image (`torpor.restorer.round_trip`).
 
 Only what would fail again in the wake counts. Sockets that need what a new network does not have, such as another
 device than the loopback, are not made. And nothing is made where this process may have no namespaces.
@@ -15,23 +16,29 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import select
 import signal
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from ipaddress import IPv4Address
+from typing import Final, NamedTuple
 
 from torpor.dump.own_namespaces import Host, OwnNamespaces
-from torpor.errors import Reason, TorporError
+from torpor.errors import CheckpointFailed, Reason, Refused, TorporError
 from torpor.image import image_pb2 as pb
 from torpor.objects.fds import descriptors
+from torpor.objects.fds.eventfd import Eventfd
+from torpor.objects.kind import Built, FdReference
 from torpor.objects.paths.opener import Openers, socket_path
 from torpor.objects.sockets import addresses, common, tcp_ports, unix_names
 from torpor.objects.sockets.addresses import Address
-from torpor.remote.children import forked_with_pipe
+from torpor.probe import probe
+from torpor.remote.children import forked_with_pipe, sleep_with
+from torpor.restorer.round_trip import differences
 from torpor.util import inherited
 
 SECONDS = 6.0
@@ -39,27 +46,39 @@ SECONDS = 6.0
 MOST = 1000
 """Sockets of a tree; more would take seconds of a grace time."""
 _SOCKETS = ("tcp", "udp", "unix", "netlink")
+_OF_FILES: Final = ("mode", "owner", "inode", "moved", "path", "directory", "connected_to", "closed_there", "senders")
+"""Fields of a unix socket that depend on the directory tree, which is another one; so does a name that is a path."""
 _MULTICAST_IF = (socket.IPPROTO_IP, socket.IP_MULTICAST_IF)
 _BROADCAST = IPv4Address("255.255.255.255")
 _NOT_ENOUGH = (errno.ENOMEM, errno.ENOBUFS, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EAGAIN, errno.EINTR)
 """Errors of a host, or of a new network's own limits, that say nothing of the image."""
 
 
-def failures(image: pb.Tree) -> list[Reason]:
-    """Say why the sockets of an image cannot be made again; nothing if they can be, or if that cannot be tried."""
+class Found(NamedTuple):
+    """What a trial has shown; nothing if all is well, or if it cannot be tried."""
+
+    failures: list[Reason]
+    """Why the sockets cannot be made again."""
+    differences: list[str]
+    """In what they would differ from those of the tree."""
+
+
+def made(image: pb.Tree) -> Found:
+    """Make the sockets of an image once."""
     if not 0 < sum(one.WhichOneof("kind") in _SOCKETS for one in image.descriptions) <= MOST:
-        return []
+        return Found([], [])
     try:
         pid, reader = forked_with_pipe(partial(_in_child, image))
     except OSError:  # at the limit of descriptors or processes
-        return []
+        return Found([], [])
     try:
         said = _read(reader)
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         os.close(reader)
-    return [Reason(*one) for one in json.loads(said or "[]")]
+    reasons, differing = json.loads(said or "[[], []]")
+    return Found([Reason(*one) for one in reasons], differing)
 
 
 def _read(reader: int) -> bytes:
@@ -75,17 +94,20 @@ def _read(reader: int) -> bytes:
 
 def _in_child(image: pb.Tree, writer: int) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # its signals are meant for the parent
-    said = json.dumps([(one.subject, one.why, one.advice) for one in _build(image)]).encode()
+    reasons, differing = _build(image)
+    said = json.dumps([[(one.subject, one.why, one.advice) for one in reasons], differing]).encode()
     while said:
         said = said[os.write(writer, said) :]
 
 
-def _build(image: pb.Tree) -> list[Reason]:
-    """Make all sockets that can be made in namespaces of our own; return why that fails."""
+def _build(image: pb.Tree) -> Found:
+    """Make all sockets that can be made in namespaces of our own."""
     tree = _only_sockets(image)
+    probe()  # what it looks at is not in an empty directory tree
     here = OwnNamespaces()
-    for kind, hosts in _hosts(tree).items():
-        if hosts is None or not all(map(here.add, hosts)):
+    for kind in ("tcp", "udp"):
+        _leave_out_of_devices(tree, kind)
+        if not all(map(here.add, _hosts(tree, kind))):
             _leave_out(tree, kind)
     try:
         here.enter_empty(_directories(tree))
@@ -96,17 +118,61 @@ def _build(image: pb.Tree) -> list[Reason]:
     try:
         with inherited.raised_limits(), Openers(tree) as openers:
             if not (reasons := descriptors.validate(tree, ())):
-                descriptors.open_all(tree, lambda _: -1, (), openers=openers)
-            return reasons
+                with descriptors.open_all(tree, lambda _: -1, (), openers=openers) as opened:
+                    opened.built()
+                    return Found([], _differences(tree, opened.slots))
+            return Found(reasons, [])
     except (ImportError, MemoryError):
-        return []
+        return Found([], [])
     except Exception as error:
         cause = error if isinstance(error, OSError) else error.__cause__
         if isinstance(cause, OSError) and cause.errno in _NOT_ENOUGH:
-            return []
+            return Found([], [])
         if isinstance(error, TorporError):
-            return [Reason("the tree", error.message, error.advice)]
-        return [Reason("the tree", f"its sockets cannot be made again: {error}")]
+            return Found([Reason("the tree", error.message, error.advice)], [])
+        return Found([Reason("the tree", f"its sockets cannot be made again: {error}")], [])
+
+
+def _differences(tree: pb.Tree, slots: Mapping[int, int]) -> list[str]:
+    """Describe the sockets by the code of a checkpoint, in a process that has nothing else, and compare them."""
+    if not (probe().kcmp and probe().pidfd_getfd):  # its own process would have to send its descriptors
+        return []
+    here = os.getpid()
+    pid, reader = forked_with_pipe(lambda writer: _hold(slots.values(), here, writer))
+    try:
+        os.read(reader, 1)
+        spared = {FdReference(pid, slots[index]) for index in descriptors.spared(tree)}
+        grabbed = descriptors.grab([pid], stats={}, built=Built(set(), spared, {}))
+        for counter in grabbed.of(Eventfd):
+            counter.state.semaphore = False  # as `_replace` makes it: older kernels do not show it
+        before, after = pb.Tree(descriptions=tree.descriptions), pb.Tree()
+        before.processes.add(pid=pid).fds.extend(pb.Fd(fd=fd, description=index) for index, fd in slots.items())
+        after.processes.add(pid=pid)
+        descriptors.describe(grabbed, after, lambda *_: 0)
+        for one in (*before.descriptions, *after.descriptions):
+            if one.HasField("unix"):
+                for name in _OF_FILES:
+                    one.unix.ClearField(name)
+                if not one.unix.name.startswith(b"\0"):
+                    one.unix.ClearField("name")
+        return differences(before, after, built=True)
+    except (Refused, CheckpointFailed, OSError) as error:
+        return [f"they cannot be described: {error}"]
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(reader)
+
+
+def _hold(slots: Iterable[int], parent: int, writer: int) -> None:
+    """Close all others, the pipe at last: its reader then comes to the end."""
+    begin = 0
+    for kept in sorted((*slots, writer)):
+        os.closerange(begin, kept)
+        begin = kept + 1
+    os.closerange(begin, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    os.close(writer)
+    sleep_with(parent)
 
 
 def _only_sockets(image: pb.Tree) -> pb.Tree:
@@ -144,18 +210,33 @@ def _replace(one: pb.Description) -> None:
     one.eventfd.SetInParent()
 
 
-def _hosts(tree: pb.Tree) -> dict[str, set[Host] | None]:
-    """Return the addresses that sockets of each kind need; None if they need what a new network does not have."""
-    found: dict[str, set[Host] | None] = {}
-    for kind in ("tcp", "udp"):
-        mine = [one for one in tree.descriptions if one.WhichOneof("kind") == kind]
-        places = [place for one in mine for place in _places(one)]
-        if any(place.scope for place in places) or any(_devices(one) - {"lo"} for one in mine):
-            found[kind] = None
-        else:
-            hosts = {place.host for place in places}
-            found[kind] = {host for host in hosts if not (host.is_unspecified or host.is_multicast)} - {_BROADCAST}
-    return found
+def _leave_out_of_devices(tree: pb.Tree, kind: str) -> None:
+    """Leave out what needs a device or a scope that a new network does not have, and what has to do with it.
+
+    Those are the sockets at the same ports: a listener and its connections, both ends of a connection, and who has a
+    port together with it.
+    """
+    mine = [one for one in tree.descriptions if one.WhichOneof("kind") == kind]
+    apart = [one for one in mine if _devices(one) - {"lo"} or any(place.scope for place in _places(one))]
+    ports: set[int] = set()
+    while more := {port for one in apart for port in _ports(one)} - ports:
+        ports |= more
+        apart = [one for one in mine if one in apart or not _ports(one).isdisjoint(ports)]
+    for one in apart:
+        _replace(one)
+
+
+def _ports(one: pb.Description) -> set[int]:
+    """Return the ports of a socket and of its other end."""
+    names = [one.udp.local, one.udp.remote] if one.HasField("udp") else [one.tcp.local, one.tcp.remote]
+    return {addresses.address(name).port for name in names if name} - {0}
+
+
+def _hosts(tree: pb.Tree, kind: str) -> set[Host]:
+    """Return the addresses that sockets of a kind need."""
+    mine = (one for one in tree.descriptions if one.WhichOneof("kind") == kind)
+    hosts = {place.host for one in mine for place in _places(one)}
+    return {host for host in hosts if not (host.is_unspecified or host.is_multicast)} - {_BROADCAST}
 
 
 def _places(one: pb.Description) -> Iterator[Address]:

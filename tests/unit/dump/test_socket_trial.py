@@ -68,13 +68,16 @@ def udp(host: str, port: int, **fields: Any) -> pb.Description:
 
 def unix(**fields: Any) -> pb.Description:
     one = pb.Description(flags=os.O_RDWR)
-    one.unix.MergeFrom(pb.UnixSocket(type=socket.SOCK_STREAM, mode=0o755, **fields))
+    mode = 0o755 if fields.get("name", b"\0")[:1] != b"\0" else 0
+    one.unix.MergeFrom(pb.UnixSocket(type=socket.SOCK_STREAM, mode=mode, **fields))
     return one
 
 
 def failures(image: pb.Tree) -> list[str]:
     with no_more_descriptors():
-        return list(map(str, socket_trial.failures(image)))
+        found = socket_trial.made(image)
+    assert not found.differences
+    return list(map(str, found.failures))
 
 
 def boom(*_: object, **__: object) -> NoReturn:
@@ -136,13 +139,50 @@ def test_what_only_the_new_network_lacks_does_not_count(
     assert tried(tree(one(free_port)), monkeypatch)
 
 
-def test_sockets_of_another_device_are_not_made(free_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_sockets_of_another_device_are_not_made(free_port: int) -> None:
+    """And those that have a port with them."""
     bound = listener(port=free_port, option=(DEVICE, b"eth99\0"))
     group = pb.Membership(family=socket.AF_INET, device="eth99", group=bytes([224, 0, 0, 251]))
-    assert failures(tree(bound, udp("0.0.0.0", free_port, memberships=[group]))) == []
-    refused = listener(port=free_port, option=(KEEPIDLE, bytes(4)))
-    assert failures(tree(bound, refused)) == []  # none of the kind
-    assert failures(tree(refused)) != []
+    of_link = listener("fe80::1", port=free_port + 2)
+    of_link.tcp.local = of_link.tcp.local[:-4] + struct.pack("=I", 99)
+    apart = [bound, udp("0.0.0.0", free_port, memberships=[group]), of_link]
+    assert failures(tree(*apart)) == []
+    assert failures(tree(*apart, refused(free_port))) == []
+    (said,) = failures(tree(*apart, refused(free_port + 1)))
+    assert said == failures(tree(refused(free_port + 1)))[0]
+
+
+def refused(port: int) -> pb.Description:
+    """A listener that no kernel makes."""
+    return listener(port=port, option=(KEEPIDLE, bytes(4)))
+
+
+@pytest.mark.parametrize("what", ["sound", "backlog", "option", "message"])
+def test_what_was_made_is_compared_with_the_image(what: str, free_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the code of a checkpoint. Here a builder makes something else."""
+    nodelay = (socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    image = tree(
+        listener(port=free_port, option=(nodelay, struct.pack("i", 1))),
+        unix(has_peer=True, peer=2, messages=[b"one"]),
+        unix(has_peer=True, peer=1),
+    )
+    really = descriptors.open_all
+
+    def otherwise(tree: pb.Tree, *arguments: Any, **named: Any) -> descriptors.Opened:
+        other = pb.Tree.FromString(tree.SerializeToString())
+        if what == "backlog":
+            other.descriptions[0].tcp.backlog = 6
+        elif what == "option":
+            other.descriptions[0].tcp.ClearField("options")
+        elif what == "message":
+            other.descriptions[1].unix.messages[0] = b"other"
+        return really(other, *arguments, **named)
+
+    monkeypatch.setattr(descriptors, "open_all", otherwise)
+    found = socket_trial.made(image)
+    assert not found.failures
+    assert len(found.differences) == (what != "sound")
+    assert what == "sound" or what in found.differences[0]
 
 
 def test_a_port_is_had_by_the_rules_of_this_host(free_port: int) -> None:

@@ -36,6 +36,7 @@ FORBIDDEN = {"image": {"procfs", "remote"}, "store": {"procfs", "remote"}}
 # The two stories stand side by side. What one needs of the other:
 BETWEEN_STORIES = {
     "torpor.dump.proof": {"torpor.restorer.plan", "torpor.restorer.surroundings", "torpor.restorer.validation"},
+    "torpor.dump.socket_trial": {"torpor.restorer.round_trip"},  # to compare what was built
     "torpor.restorer.verification": {"torpor.dump.tree_dump"},  # to describe what was built as a checkpoint would
     "torpor.restorer.restore": {"torpor.dump.series"},
     "torpor.restorer.run": {"torpor.dump.checkpoint", "torpor.dump.series"},  # a job can be saved
