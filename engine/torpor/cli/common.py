@@ -73,7 +73,7 @@ def open_store(path: str | None) -> Store:
     """Open the store at `path`, or the default one, to read or to clean it.
 
     Raises NotFound if a store that the user named is not there: its file system may not be mounted. The default store
-    has no snapshots until the first checkpoint makes it.
+    can be listed before the first checkpoint makes it; `verify` and `prune` require it (cron may lack $TORPOR_STORE).
     """
     from torpor.store import Store
     from torpor.util import settings

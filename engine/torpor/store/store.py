@@ -84,7 +84,7 @@ class Store:
     def _missing(self) -> NotFound:
         return NotFound(
             f"there is no store at {self.path}",
-            advice="is its file system mounted? Name one with --store or $TORPOR_STORE; a checkpoint makes it",
+            advice="is its file system mounted, and is $TORPOR_STORE set as for jobs? The first checkpoint makes it",
         )
 
     def writer(
@@ -205,7 +205,8 @@ class Store:
     def verify(self, text: str | None = None, progress: Progress | None = None) -> list[Reason]:
         """Read all of one snapshot, or of every snapshot, and list what is damaged. An empty list means no damage.
 
-        A block that several snapshots share is read once. Raises NotFound, NotPermitted, StoreError.
+        A block that several snapshots share is read once. Raises NotFound, also if the store is not there or is
+        unmounted meanwhile, NotPermitted, StoreError.
         """
         infos = self.snapshots() if text is None else [self.resolve(text)]
         total = sum(info.size for info in infos)
@@ -223,6 +224,7 @@ class Store:
                 done += info.size  # it was removed meanwhile
             except (ImageDamaged, NotPermitted, StoreError) as error:
                 problems.append(Reason(f"snapshot {info.id}", error.message, error.advice))
+        self.check_exists()  # if its file system was unmounted, nothing is listed, and all has been "removed"
         return problems
 
     def export_file(
@@ -384,14 +386,14 @@ class Store:
 
         With `kind` or `tags` only matching snapshots are counted and removed. Damaged and pinned ones are neither
         counted nor removed. If a manifest cannot be read, every pack stays. Prune waits for savers and readers that are
-        at work, and new ones wait for it. Raises ValueError if nothing says what to keep, NotPermitted, and StoreError,
-        above all if the store stays busy.
+        at work, and new ones wait for it. Raises ValueError if nothing says what to keep, NotFound if there is no
+        store, NotPermitted, and StoreError, above all if the store stays busy.
         """
         retention = Retention(keep_last, keep_hourly, keep_daily, keep_weekly, keep_monthly, keep_within)
         try:
             place = Place(self.path, exclusive=True, patience=GATE_PATIENCE)
         except FileNotFoundError:
-            return PruneReport(dry_run=dry_run)
+            raise self._missing() from None
         try:
             with as_store_errors(self.path, "cannot prune"):
                 wanted = (tags or {}).items()

@@ -298,11 +298,28 @@ def test_a_name_means_the_newest_snapshot_that_has_it(store: Store) -> None:
 
 def test_a_store_that_is_not_there(store: Store) -> None:
     assert store.snapshots() == []
-    assert store.verify() == []
-    assert store.prune(0).snapshots == ()
-    with pytest.raises(NotFound, match="there is no store at"):
-        store.open("latest")
+    for act in (
+        store.verify,
+        lambda: store.prune(0),
+        lambda: store.prune(0, dry_run=True),
+        lambda: store.open("latest"),
+    ):
+        with pytest.raises(NotFound, match="there is no store at"):
+            act()
     assert not os.path.exists(store.path), "reading makes nothing"
+
+
+def test_a_store_that_goes_away_while_it_is_verified(store: Store, tmp_path: Path) -> None:
+    """Its file system is unmounted: what was listed has not been removed, and is not sound."""
+    for content in (b"a", b"b"):
+        save(store, content)
+
+    def unmount(*_: int) -> None:
+        if os.path.exists(store.path):
+            os.rename(store.path, tmp_path / "unmounted")
+
+    with pytest.raises(NotFound, match="there is no store at"):
+        store.verify(None, unmount)
 
 
 def test_the_default_path(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -310,7 +310,9 @@ def broken(store: Store, promises: Promises) -> str:
         return f"lost: {lost}"
     if promises.gone & ids:
         return f"back again: {promises.gone & ids}"
-    damaged = [f"{info.id}: {info.damage}" for info in listed if info.damage] + list(map(str, store.verify()))
+    damaged = [f"{info.id}: {info.damage}" for info in listed if info.damage]
+    if Path(store.path, "snapshots").exists():
+        damaged += map(str, store.verify())
     if damaged:
         return f"damaged: {damaged}"
     for info in listed:
