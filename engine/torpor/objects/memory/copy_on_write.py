@@ -109,11 +109,12 @@ def find(
         peek: reads blocks to compare their pages; None: different blocks count as different.
     """
     members = {member.pid: member for member in top.walk()}
+    tables = {one.pid: Columns.of(one.memory.pages) for one in image.processes if not one.zombie}
     shares: dict[int, Share] = {}
-    for alike in _same_execve(image, blocks):
+    for alike in _same_execve(image, tables, blocks):
         line = _Line.of([members[process.pid] for process in alike])
         if shares.keys().isdisjoint(line.order):
-            shares |= _shares_of(line, alike, image, here, space, _Comparison(peek))
+            shares |= _shares_of(line, alike, tables, here, space, _Comparison(peek))
     return shares
 
 
@@ -122,28 +123,32 @@ def remaining_pages(share: Share, table: pb.PageTable) -> Iterator[Piece]:
     columns = Columns.of(table)
     at = 0
     for start, end in share.kept:
-        yield from _between(columns, at, start // PAGE)
+        yield from columns.pieces(at, start // PAGE)
         at = end // PAGE
-    yield from _between(columns, at, 1 << 64) if share.kept else map(Piece, *columns)
+    yield from columns.pieces(at, 1 << 64) if share.kept else map(Piece, *columns)
     yield from share.left
 
 
-def _same_execve(image: pb.Tree, blocks: BlockTable) -> list[list[pb.Process]]:
+_Tables = Mapping[int, Columns]
+"""The page tables of processes, by PID."""
+
+
+def _same_execve(image: pb.Tree, tables: _Tables, blocks: BlockTable) -> list[list[pb.Process]]:
     """Groups of processes that run one program since one execve; the group with the most pages comes first.
 
     Only execve sets the auxiliary vector and the start of the stack, so these tell one execve from another.
     """
     alike: dict[tuple[bytes, int], list[pb.Process]] = defaultdict(list)
     for process in image.processes:
-        if not process.zombie and _is_sound(process.memory.pages, blocks):
+        if not process.zombie and _is_sound(tables[process.pid], blocks):
             alike[process.memory.auxv, process.memory.start_stack].append(process)
     found = [group for group in alike.values() if len(group) > 1]
-    return sorted(found, key=lambda group: -sum(sum(one.memory.pages.counts) for one in group))
+    return sorted(found, key=lambda group: -sum(sum(tables[one.pid].counts) for one in group))
 
 
-def _is_sound(table: pb.PageTable, blocks: BlockTable) -> bool:
+def _is_sound(table: Columns, blocks: BlockTable) -> bool:
     """Whether a page table is as a checkpoint writes it. If not, filling pages from it reports the error."""
-    starts, counts, numbers, skips = Columns.of(table)
+    starts, counts, numbers, skips = table
     return (
         bool(starts)
         and max(numbers) < len(blocks)
@@ -191,10 +196,9 @@ def _kind(vma: pb.Vma) -> _Kind:
     return vma.kind, number, 0 if vma.kind == pb.Vma.ANONYMOUS else vma.offset - vma.start, vma.noreserve
 
 
-def _candidates(process: pb.Process, here: vdso.Vdso) -> list[pb.Vma]:
+def _candidates(process: pb.Process, starts: Sequence[int], here: vdso.Vdso) -> list[pb.Vma]:
     """The mappings of a process that have pages and can be inherited."""
     taken = union([INIT, *vdso.places(process.memory, here)])
-    starts = Columns.of(process.memory.pages).starts
     found: list[pb.Vma] = []
     for vma in process.memory.vmas:
         if vma.kind in vmas.PRIVATE and not (vma.grows_down or vma.huge_page or vma.droppable):
@@ -228,9 +232,9 @@ def _hulls(found: Iterable[pb.Vma], most: int) -> list[pb.Vma]:
 
 
 def _shares_of(
-    line: _Line, alike: Sequence[pb.Process], image: pb.Tree, here: vdso.Vdso, space: Room, comparison: _Comparison
+    line: _Line, alike: Sequence[pb.Process], tables: _Tables, here: vdso.Vdso, space: Room, comparison: _Comparison
 ) -> dict[int, Share]:
-    own = {process.pid: _candidates(process, here) for process in alike}
+    own = {process.pid: _candidates(process, tables[process.pid].starts, here) for process in alike}
     hulls = _hulls((vma for candidates in own.values() for vma in candidates), space.mapping)
     starts = [hull.start for hull in hulls]
     inside: list[dict[int, list[Range]]] = [{} for _ in hulls]
@@ -239,7 +243,6 @@ def _shares_of(
             at = bisect_right(starts, vma.start) - 1
             if at >= 0 and vma.end <= hulls[at].end and _kind(vma) == _kind(hulls[at]):
                 inside[at].setdefault(pid, []).append((vma.start // PAGE, vma.end // PAGE))
-    tables = {process.pid: Columns.of(process.memory.pages) for process in alike}
     settled = [_SharedMapping(line, tables, parts, comparison) for parts in inside]
     chosen: list[int] = []
     size = 0
@@ -316,7 +319,7 @@ class _SharedMapping:
     def __init__(
         self,
         line: _Line,
-        tables: Mapping[int, Columns],
+        tables: _Tables,
         parts: Mapping[int, Sequence[Range]],
         comparison: _Comparison,
     ) -> None:
@@ -331,11 +334,13 @@ class _SharedMapping:
         self._parts = parts
         self._line = line
         self._comparison = comparison
-        self._own = {pid: _content(tables[pid], mine) for pid, mine in parts.items()}
+        self._own = _contents(tables, parts)
         self._given: dict[int, list[Piece]] = {}
         self._kept: dict[int, list[Range]] = {}
         self._stale: dict[int, list[Range]] = {}
         self._left: dict[int, list[Piece]] = {}
+        self._right: dict[int, int] = {}
+        """How many inherited pages are right."""
         self.saved = 0
         """How many pages are saved, compared to each process filling its own."""
         if len(parts) > 1:
@@ -357,13 +362,14 @@ class _SharedMapping:
     def _compute(self) -> None:
         wanted = self._wanted()
         there: dict[int, _Content] = {}
+        done: dict[tuple[int, int, tuple[Range, ...]], int] = {}
         handed: dict[int, int] = {heir: pid for pid, heirs in self._line.heirs.items() for heir in heirs}
         for pid in self._line.order:
             have = there[handed[pid]] if pid in handed else {}
             if pid in wanted:
                 have = there[pid] = self._give(pid, wanted.pop(pid), have)
             if pid in self._own:
-                self._keep(pid, self._own[pid], have)
+                self._keep(pid, self._own[pid], have, done)
 
     def _wanted(self) -> dict[int, _Content]:
         """For each process with heirs the most frequent content of all of them, where at least two have content."""
@@ -374,10 +380,11 @@ class _SharedMapping:
                 continue
             tally: dict[int, dict[_Pages, int]] = defaultdict(dict)
             # Its own first: with equal votes the first wins.
-            for leaf in (pid, *(heir for heir in heirs if heir not in tallies)):
-                for place, pages in self._own.get(leaf, {}).items():
+            leaves = [self._own.get(one, {}) for one in (pid, *(heir for heir in heirs if heir not in tallies))]
+            for content, same in _counted(leaves):
+                for place, pages in content.items():
                     votes = tally[place]
-                    votes[pages] = votes.get(pages, 0) + 1
+                    votes[pages] = votes.get(pages, 0) + same
             for heir in heirs:
                 for place, more in tallies.pop(heir, {}).items():
                     votes = tally[place]
@@ -402,8 +409,18 @@ class _SharedMapping:
         self.saved -= sum(piece.size for piece in given)
         return after
 
-    def _keep(self, pid: int, own: _Content, have: _Content) -> None:
+    def _keep(
+        self, pid: int, own: _Content, have: _Content, done: dict[tuple[int, int, tuple[Range, ...]], int]
+    ) -> None:
+        """Find out what of an inherited content a process keeps. `done` has those for which that is known."""
         parts = self._parts[pid]
+        alike = done.setdefault((id(own), id(have), tuple(parts)), pid)
+        if alike != pid:
+            for what in (self._kept, self._left, self._stale):
+                what[pid] = what[alike]  # type: ignore[assignment]
+            self._right[pid] = self._right[alike]
+            self.saved += self._right[pid]
+            return
         starts = [start for start, _ in parts]
         right = [0] * len(parts)
         """The number of right pages in each mapping."""
@@ -427,14 +444,36 @@ class _SharedMapping:
         self._left[pid] = [piece for piece in left if right[bisect_right(starts, piece.page) - 1]]
         old = union((piece.page * PAGE, (piece.page + piece.size) * PAGE) for piece in stale)
         self._stale[pid] = intersection(old, self._kept[pid])
-        self.saved += sum(right)
+        self._right[pid] = sum(right)
+        self.saved += self._right[pid]
+
+
+def _contents(tables: _Tables, parts: Mapping[int, Sequence[Range]]) -> dict[int, _Content]:
+    """The content of each process's mappings. Those that have the same get the same object."""
+    found: dict[int, _Content] = {}
+    known: dict[tuple[object, ...], _Content] = {}
+    for pid, mine in parts.items():
+        rows = [column.tobytes() for start, end in mine for column in tables[pid].rows(start, end)]
+        key = (*mine, *rows)
+        if key not in known:
+            known[key] = _content(tables[pid], mine)
+        found[pid] = known[key]
+    return found
+
+
+def _counted(contents: Iterable[_Content]) -> Iterable[tuple[_Content, int]]:
+    """Each content, with how often the same object is among them; in the order of the first."""
+    found: dict[int, tuple[_Content, int]] = {}
+    for content in contents:
+        found[id(content)] = content, found.get(id(content), (content, 0))[1] + 1
+    return found.values()
 
 
 def _content(table: Columns, parts: Iterable[Range]) -> _Content:
     """The content of mappings, which are given in pages and sorted by address."""
     found: dict[int, list[Piece]] = {}
     for start, end in parts:
-        for piece in _between(table, start, end):
+        for piece in table.pieces(start, end):
             page, count, block, skip = piece
             place = page // BLOCK_PAGES
             if (page + count - 1) // BLOCK_PAGES == place:
@@ -445,18 +484,6 @@ def _content(table: Columns, parts: Iterable[Range]) -> _Content:
                 found.setdefault(page // BLOCK_PAGES, []).append(Piece(page, some, block, skip))
                 page, count, skip = page + some, count - some, skip + some
     return {place: tuple(pieces) for place, pieces in found.items()}
-
-
-def _between(table: Columns, start: int, end: int) -> Iterator[Piece]:
-    """The part of a page table between two pages."""
-    starts, counts, blocks, skips = table
-    first, last = bisect_left(starts, start), bisect_left(starts, end)
-    if first and starts[first - 1] + counts[first - 1] > start:
-        first -= 1
-    for row in range(first, last):
-        page, count = starts[row], counts[row]
-        less = max(start - page, 0)
-        yield Piece(page + less, min(page + count, end) - page - less, blocks[row], skips[row] + less)
 
 
 def _without(pages: Iterable[Piece], others: Iterable[Piece]) -> list[Piece]:

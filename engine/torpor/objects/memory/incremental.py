@@ -11,11 +11,12 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from torpor.image import image_pb2 as pb
+from torpor.image.page_tables import Piece
 from torpor.procfs import PAGE
 from torpor.util.ranges import Range, split, subtract, union
 
@@ -44,6 +45,19 @@ class Columns(NamedTuple):
     def empty(cls) -> Columns:
         """A table without rows."""
         return cls(array("Q"), array("Q"), array("Q"), array("Q"))
+
+    def rows(self, start: int, end: int) -> list[array[int]]:
+        """The columns of the rows that have pages from one page up to another."""
+        first, last = bisect_left(self.starts, start), bisect_left(self.starts, end)
+        if first and self.starts[first - 1] + self.counts[first - 1] > start:
+            first -= 1
+        return [column[first:last] for column in self]
+
+    def pieces(self, start: int, end: int) -> Iterator[Piece]:
+        """The part of the table from one page up to another."""
+        for page, count, block, skip in zip(*self.rows(start, end), strict=True):
+            less = max(start - page, 0)
+            yield Piece(page + less, min(page + count, end) - page - less, block, skip + less)
 
     def within(self, ranges: Sequence[Range]) -> Columns:
         """What the table says of some ranges, which are sorted by address."""

@@ -110,6 +110,13 @@ def test_a_part_of_a_table_says_what_the_table_says_there(part: set[int], there:
         for k in range(count)
     ]
     assert found == [(page, content[page]) for page in sorted(part & content.keys())]
+    first, last = min(part, default=0), max(part, default=0)
+    pieces = [
+        (page + k, stored[block][skip + k])
+        for page, count, block, skip in whole.pieces(first, last)
+        for k in range(count)
+    ]
+    assert pieces == [(page, content[page]) for page in range(first, last) if page in content]
 
 
 def test_a_page_that_is_written_is_read_alone() -> None:
