@@ -10,6 +10,7 @@ The exit codes are in ranges, so that a script can distinguish a refusal from a 
 12    not permitted
 20    a checkpoint failed; the target runs on
 21    a restore failed; nothing of it is left, and the image is untouched
+22    another part of a set failed, or cannot be reached; this part is as after 20 or 21
 30    the store cannot be read or written (full, busy, gone)
 31    an image is damaged or not of a format this version reads
 40    Slurm did not do what it was asked, or did not answer
@@ -29,6 +30,7 @@ __all__ = [
     "ImageDamaged",
     "NotFound",
     "NotPermitted",
+    "PartFailed",
     "Reason",
     "Refused",
     "RestoreFailed",
@@ -138,6 +140,13 @@ class RestoreFailed(TorporError):
     """A step of the restore failed; the half-built tree was killed and the image is untouched."""
 
     exit_code = 21
+
+
+class PartFailed(TorporError):
+    """Another part of a set failed or cannot be reached. A tree that was to be saved runs on, of one that was to be
+    woken nothing is left."""
+
+    exit_code = 22
 
 
 class StoreError(TorporError):

@@ -20,7 +20,7 @@ PACKAGES = {
 # From the ground up. A name stands for a module of `torpor` or for a package with all that is in it.
 FLOORS = [
     {"_native"},
-    {"arch", "errors", "util"},
+    {"arch", "errors", "sets", "util"},
     {"procfs"},
     {"remote"},
     {"metrics", "probe", "processes", "trials"},
