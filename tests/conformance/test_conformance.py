@@ -30,16 +30,17 @@ from tests.conformance.harness import (
 from tests.conformance.short_walks import short_rounds
 
 SOURCES = sorted(path for path in PROGRAMS.glob("*/*") if path.suffix in (".c", ".py", ".sh"))
-PASSING = {"faults", "timeouts", "threading_py"}
-"""Programs whose threads end while one looks: they are not at rest, and judge for themselves what is right."""
+PASSING = {"faults", "timeouts", "threading_py", "transfers"}
+"""Programs whose threads end or go on while one looks: they are not at rest, and judge for themselves what is right."""
 ONLY_ROOT = {"chroots", "credentials", "seccomp_filters"}
 """Programs that begin as root and become somebody else, or that only root keeps."""
 ONLY_CAPSULE = {"locked_kinds", "message_queues", "sparse", "system_v", "system_v_waits"}
 """Programs with System V objects or message queues, which an ordinary user wakes in a namespace only."""
 SPINNING = {"amx", "clocks", "registers", "rseq"}
 """Programs with threads that never sleep: they are to be met at any instruction."""
-STOPS_ARE_NEWS = {"interactive"}
-"""Programs that act on the stops of their children: a shell takes the terminal back, script(1) stops too."""
+STOPS_ARE_NEWS = {"interactive", "transfers"}
+"""Programs that act on the stops of their children: a shell takes the terminal back, script(1) stops too. And one whose
+calls the kernel itself ends then."""
 
 behaviour = pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
 

@@ -415,7 +415,7 @@ class Inode(_message.Message):
     def __init__(self, dev: _Optional[int] = ..., ino: _Optional[int] = ..., mode: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., removed: bool = ...) -> None: ...
 
 class Thread(_message.Message):
-    __slots__ = ("tid", "name", "registers", "xstate", "sigmask", "pending", "robust_list", "robust_list_size", "clear_child_tid", "rseq", "altstack", "pdeath_signal", "no_new_privs", "nice", "affinity", "timer_slack_ns", "scheduler", "below", "below_address", "rt_priority", "io_priority", "personality", "memory_policy", "memory_nodes", "tsc_faults", "cpuid_faults", "memory_failure", "speculation", "filters", "slice_ns", "clamp_most", "clamp_least", "securebits")
+    __slots__ = ("tid", "name", "registers", "xstate", "sigmask", "pending", "robust_list", "robust_list_size", "clear_child_tid", "rseq", "altstack", "pdeath_signal", "no_new_privs", "nice", "affinity", "timer_slack_ns", "scheduler", "below", "below_address", "rt_priority", "io_priority", "personality", "memory_policy", "memory_nodes", "tsc_faults", "cpuid_faults", "memory_failure", "speculation", "filters", "slice_ns", "clamp_most", "clamp_least", "securebits", "moved")
     TID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     REGISTERS_FIELD_NUMBER: _ClassVar[int]
@@ -449,6 +449,7 @@ class Thread(_message.Message):
     CLAMP_MOST_FIELD_NUMBER: _ClassVar[int]
     CLAMP_LEAST_FIELD_NUMBER: _ClassVar[int]
     SECUREBITS_FIELD_NUMBER: _ClassVar[int]
+    MOVED_FIELD_NUMBER: _ClassVar[int]
     tid: int
     name: bytes
     registers: bytes
@@ -482,7 +483,8 @@ class Thread(_message.Message):
     clamp_most: int
     clamp_least: int
     securebits: int
-    def __init__(self, tid: _Optional[int] = ..., name: _Optional[bytes] = ..., registers: _Optional[bytes] = ..., xstate: _Optional[bytes] = ..., sigmask: _Optional[int] = ..., pending: _Optional[_Iterable[bytes]] = ..., robust_list: _Optional[int] = ..., robust_list_size: _Optional[int] = ..., clear_child_tid: _Optional[int] = ..., rseq: _Optional[_Union[Rseq, _Mapping]] = ..., altstack: _Optional[_Union[AltStack, _Mapping]] = ..., pdeath_signal: _Optional[int] = ..., no_new_privs: bool = ..., nice: _Optional[int] = ..., affinity: _Optional[_Iterable[int]] = ..., timer_slack_ns: _Optional[int] = ..., scheduler: _Optional[int] = ..., below: _Optional[bytes] = ..., below_address: _Optional[int] = ..., rt_priority: _Optional[int] = ..., io_priority: _Optional[int] = ..., personality: _Optional[int] = ..., memory_policy: _Optional[int] = ..., memory_nodes: _Optional[bytes] = ..., tsc_faults: bool = ..., cpuid_faults: bool = ..., memory_failure: _Optional[int] = ..., speculation: _Optional[_Iterable[_Union[Speculation, _Mapping]]] = ..., filters: _Optional[_Iterable[int]] = ..., slice_ns: _Optional[int] = ..., clamp_most: _Optional[int] = ..., clamp_least: _Optional[int] = ..., securebits: _Optional[int] = ...) -> None: ...
+    moved: int
+    def __init__(self, tid: _Optional[int] = ..., name: _Optional[bytes] = ..., registers: _Optional[bytes] = ..., xstate: _Optional[bytes] = ..., sigmask: _Optional[int] = ..., pending: _Optional[_Iterable[bytes]] = ..., robust_list: _Optional[int] = ..., robust_list_size: _Optional[int] = ..., clear_child_tid: _Optional[int] = ..., rseq: _Optional[_Union[Rseq, _Mapping]] = ..., altstack: _Optional[_Union[AltStack, _Mapping]] = ..., pdeath_signal: _Optional[int] = ..., no_new_privs: bool = ..., nice: _Optional[int] = ..., affinity: _Optional[_Iterable[int]] = ..., timer_slack_ns: _Optional[int] = ..., scheduler: _Optional[int] = ..., below: _Optional[bytes] = ..., below_address: _Optional[int] = ..., rt_priority: _Optional[int] = ..., io_priority: _Optional[int] = ..., personality: _Optional[int] = ..., memory_policy: _Optional[int] = ..., memory_nodes: _Optional[bytes] = ..., tsc_faults: bool = ..., cpuid_faults: bool = ..., memory_failure: _Optional[int] = ..., speculation: _Optional[_Iterable[_Union[Speculation, _Mapping]]] = ..., filters: _Optional[_Iterable[int]] = ..., slice_ns: _Optional[int] = ..., clamp_most: _Optional[int] = ..., clamp_least: _Optional[int] = ..., securebits: _Optional[int] = ..., moved: _Optional[int] = ...) -> None: ...
 
 class Speculation(_message.Message):
     __slots__ = ("which", "control")

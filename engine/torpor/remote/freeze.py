@@ -15,8 +15,9 @@ from typing import NoReturn
 
 from torpor import procfs
 from torpor.arch.x86_64 import RIP, keep_waiting, recover_call, was_restarted
+from torpor.arch.x86_64.transfers import is_short
 from torpor.errors import CheckpointFailed, NotFound, Reason, Refused
-from torpor.remote import memory, ptrace
+from torpor.remote import memory, ptrace, transfers
 from torpor.remote.naming import SEE_WHY, UNINTERRUPTIBLE, describe_process, not_permitted
 from torpor.remote.rest import Rest
 
@@ -190,8 +191,9 @@ class Frozen:
             self._find(None, spared)
             self._let_strangers_go()
         for process in self.processes.values():
-            for tid in process.threads:
+            for tid, thread in process.threads.items():
                 try:
+                    _continue_call(process.pid, thread)
                     ptrace.request(ptrace.SETOPTIONS, tid, 0, process.options)
                 except ProcessLookupError:
                     if not procfs.is_ending(process.pid, tid):  # a killed thread is noticed later
@@ -393,6 +395,13 @@ def _note(thread: Thread, status: int) -> None:
     thread.sigmask = ptrace.get_sigmask(thread.tid)
     thread.named = _named(thread.tid, registers)
     thread.registers = registers
+
+
+def _continue_call(pid: int, thread: Thread) -> None:
+    """Have a thread go on with a call that the freeze has ended in the middle."""
+    if is_short(thread.registers) and (registers := transfers.continued(pid, thread.tid, thread.registers)):
+        ptrace.set_registers(thread.tid, registers)  # at once, as above
+        thread.registers, thread.named = registers, array("Q", registers)
 
 
 def _named(tid: int, kept: array[int]) -> array[int]:

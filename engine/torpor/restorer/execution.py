@@ -21,13 +21,14 @@ from torpor.arch.x86_64 import (
     WORD,
     holds_tiles,
 )
+from torpor.arch.x86_64.transfers import Transfer, short
 from torpor.errors import RestoreFailed
 from torpor.image import image_pb2 as pb
 from torpor.objects.memory import address_space, filling, vmas
 from torpor.objects.process import signals
 from torpor.objects.process.process_attributes import PR_SET_CHILD_SUBREAPER
 from torpor.probe import probe
-from torpor.remote import memory, ptrace, userfaultfd
+from torpor.remote import memory, ptrace, transfers, userfaultfd
 from torpor.remote.batch import Call
 from torpor.remote.blank import TABLE_ROOM, Blanks, Task, Work, killed, table_size
 from torpor.remote.copies import descriptor_of
@@ -434,6 +435,9 @@ def _set_state(task: Task, thread: ThreadPlan) -> None:
     registers = array("Q")
     registers.frombytes(thread.image.registers)
     try:
+        if thread.image.moved:
+            transfer = Transfer(registers, thread.image.moved)
+            registers = transfers.in_code(task.tid, transfer) or short(transfer)
         if thread.image.below:
             memory.write_stack(task.tid, thread.image.below_address, thread.image.below)
         ptrace.set_xstate(task.tid, thread.image.xstate)

@@ -136,6 +136,8 @@ class Portable(NamedTuple):
     registers: array[int]
     below: bytes = b""
     """Data for `below_address`, below the red zone: the time limit of the call, to which the registers point."""
+    moved: int = 0
+    """Bytes that the call had moved before it was stopped: the registers are for the rest (see transfers.py)."""
 
     @property
     def below_address(self) -> int:

@@ -39,6 +39,7 @@ class NR(IntEnum):
     getpid = 39
     socket = 41
     connect = 42
+    sendto = 44
     recvfrom = 45
     bind = 49
     sendmsg = 46

@@ -33,6 +33,7 @@ from torpor.remote import memory
 from torpor.remote.batch import Call, Struct
 from torpor.remote.code_stubs import VDSO as CODE
 from torpor.remote.code_stubs import without_stubs
+from torpor.remote.transfers import without_code
 from torpor.util.ranges import Range, subtract
 
 ARCH_MAP_VDSO_64 = 0x2003
@@ -128,8 +129,8 @@ def unsupported(pid: int, found: Sequence[procfs.Mapping], here: Vdso) -> str:
         return "it has moved its vDSO's code away from its data"
     if any(one.perms != (b"r-xp" if one.name == CODE else b"r--p") for one in found):
         return "it has changed the protection of its vDSO"
-    code = (without_stubs(memory.read(pid, one.start, one.end - one.start)) for one in found if one.name == CODE)
-    if any(content != here.content for content in code):
+    code = (memory.read(pid, one.start, one.end - one.start) for one in found if one.name == CODE)
+    if any(without_stubs(without_code(content)) != here.content for content in code):
         return "it has written into its vDSO's code"
     return ""
 

@@ -15,16 +15,18 @@ from __future__ import annotations
 
 import struct
 import time
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from torpor import procfs
 from torpor.arch import x86_64
 from torpor.arch.x86_64 import NR, Portable
+from torpor.arch.x86_64.transfers import is_rest
 from torpor.errors import Reason
 from torpor.image import image_pb2 as pb
 from torpor.objects.part import Stage, Step, ThreadAnswers, ThreadPart
-from torpor.remote import memory
+from torpor.remote import memory, transfers
 from torpor.remote.batch import Batch, Call, Out, Struct
 from torpor.remote.freeze import Thread
 from torpor.remote.naming import SEE_WHY, UNINTERRUPTIBLE, describe_process
@@ -82,11 +84,12 @@ class Asked(NamedTuple):
 
 def portable(pid: int, thread: Thread, waits: Waits) -> Portable:
     """A thread's registers, with the rest of its call's time limit. Its memory must still be there."""
+    transfer = transfers.taken_back(thread.tid, thread.named)
     return x86_64.portable(
-        thread.named,
+        transfer.registers,
         lambda: waits.waited(pid, thread.tid, thread.stopped_ns),
         lambda address, size: memory.read(pid, address, size),
-    )
+    )._replace(moved=transfer.moved)
 
 
 class Inherited(NamedTuple):
@@ -122,6 +125,7 @@ class ThreadState(ThreadPart[Asked, Inherited]):
         out.registers = answers.registers.registers.tobytes()
         if answers.registers.below:
             out.below, out.below_address = answers.registers.below, answers.registers.below_address
+        out.moved = answers.registers.moved
         out.xstate = answers.xstate
         out.sigmask = answers.thread.sigmask
         pointer, size, signature, flags = answers.rseq
@@ -143,6 +147,8 @@ class ThreadState(ThreadPart[Asked, Inherited]):
         """Incomplete registers."""
         if len(thread.registers) != 8 * x86_64.REGISTER_COUNT:
             yield f"it has {len(thread.registers)} bytes of registers"
+        elif thread.moved and not is_rest(array("Q", thread.registers), thread.moved):
+            yield "it is said to have moved a part of the bytes of a call that moves none"
         if len(thread.xstate) < x86_64.MIN_XSAVE:
             yield f"it has {len(thread.xstate)} bytes of extended registers"
 
