@@ -72,10 +72,10 @@ KINDS: dict[str, dict[str, int]] = {
 }  # fmt: skip
 """Verbs of each kind, with how often they are drawn."""
 
-PIPE, PAIR, COUNTER, FULL, LOCK = range(5)
-WAITS = [PIPE] * 4 + [PAIR] * 2 + [COUNTER] * 2 + [FULL] + [LOCK] * 2 + [None] * 9
+PIPE, PAIR, COUNTER, FULL, PART, LOCK = range(6)
+WAITS = [PIPE] * 4 + [PAIR] * 2 + [COUNTER] * 2 + [FULL, PART] + [LOCK] * 2 + [None] * 9
 """By what an actor waits for (player.h): at what, which one alone may."""
-FIRST_MOMENT = 15
+FIRST_MOMENT = 16
 """From which on a wait ends by itself."""
 
 MAKES = {

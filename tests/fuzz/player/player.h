@@ -50,6 +50,7 @@ enum {
 	WAIT_EPOLL,
 	WAIT_COUNTER,
 	WAIT_WRITE,
+	WAIT_WRITE_ON,
 	WAIT_FLOCK,
 	WAIT_RANGE,
 	WAIT_FUTEX,
@@ -72,6 +73,7 @@ struct shared {
 	struct actor actors[ACTORS];
 	struct step step[STEPS];
 	char place[PATH_MAX]; /* the folder that all of it happens in */
+	_Atomic int stopped;  /* whether a process was ever stopped */
 	_Atomic uint32_t caught[65];
 	_Atomic uint32_t said;
 	char log[1 << 20];

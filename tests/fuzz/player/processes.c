@@ -158,6 +158,8 @@ static void settle(int pid, bool stopped)
 static long stop(const long *a)
 {
 	static const int how[] = {SIGSTOP, SIGTSTP, SIGTTIN};
+
+	atomic_store(&shared->stopped, 1);
 	int pid = shared->actors[a[0] % ACTORS].pid;
 
 	if (kill(pid, how[a[1] % 3]))

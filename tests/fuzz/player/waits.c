@@ -15,7 +15,20 @@
 #include <sys/timerfd.h>
 
 /* What all actors inherit to wait at; each is used by one at a time. */
-enum { READ_END = SHARED_FD + 1, WRITE_END, LEFT, RIGHT, COUNTER, WATCHER, FULL_READ, FULL_WRITE, HELD, WANTED };
+enum {
+	READ_END = SHARED_FD + 1,
+	WRITE_END,
+	LEFT,
+	RIGHT,
+	COUNTER,
+	WATCHER,
+	FULL_READ,
+	FULL_WRITE,
+	HELD,
+	WANTED,
+	PART_READ,
+	PART_WRITE
+};
 enum { MOMENT = 100000000, WAKES = 10 /* the real-time signal that wakes, which has a handler */ };
 
 static void on_wake(int number)
@@ -63,6 +76,12 @@ void begin_waits(void)
 	fcntl(FULL_WRITE, F_SETPIPE_SZ, sizeof(page));
 	if (write(FULL_WRITE, page, sizeof(page)) != sizeof(page))
 		_exit(92);
+	if (pipe(fds))
+		_exit(92);
+	put(fds[0], PART_READ);
+	put(fds[1], PART_WRITE);
+	fcntl(PART_WRITE, F_SETPIPE_SZ, sizeof(page));
+	fcntl(PART_READ, F_SETFL, O_NONBLOCK);
 	snprintf(path, sizeof(path), "%s.lock", shared->place);
 	put(open(path, O_RDWR | O_CREAT, 0600), HELD);
 	put(open(path, O_RDWR), WANTED);
@@ -100,6 +119,7 @@ static long wait_in(long kind)
 	struct pollfd one = {.fd = READ_END, .events = POLLIN};
 	struct itimerspec once = {.it_value = moment};
 	struct epoll_event event;
+	static const char pages[3 * 4096];
 	struct actor *mine = &shared->actors[me];
 	sigset_t set, before;
 	fd_set ready;
@@ -132,6 +152,8 @@ static long wait_in(long kind)
 		return read(COUNTER, &value, 8);
 	case WAIT_WRITE:
 		return write(FULL_WRITE, "", 1);
+	case WAIT_WRITE_ON: /* a third of it fits */
+		return write(PART_WRITE, pages, sizeof(pages));
 	case WAIT_FLOCK:
 		result = flock(WANTED, LOCK_EX);
 		flock(WANTED, LOCK_UN);
@@ -203,6 +225,9 @@ void wait_for(const long *a)
 	while (result < 0 && errno == EINTR &&
 	       (kind == WAIT_EPOLL || kind == WAIT_SIGNAL ||
 		(kind == WAIT_PPOLL && personality(0xffffffff) & STICKY_TIMEOUTS)));
+	/* The kernel itself ends it in its middle at a stop. */
+	if (kind == WAIT_WRITE_ON && result > 0 && atomic_load(&shared->stopped))
+		result = 0;
 	mine->result = result >= 0				     ? result
 		       : errno == EAGAIN && atomic_load(&mine->word) ? 0 /* it was woken before it slept */
 								     : -errno;
@@ -222,7 +247,7 @@ static long release(const long *a)
 	bool waits = !atomic_load(&other->back);
 	static char page[4096];
 	uint64_t value = 1;
-	long written = 1;
+	long written = 1, left = 0;
 
 	if (waits)
 		switch (other->kind) {
@@ -262,6 +287,10 @@ static long release(const long *a)
 			atomic_store(&other->word, 1);
 			syscall(SYS_futex, &other->word, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 		}
+		if (other->kind == WAIT_WRITE_ON) {
+			left = read(PART_READ, page, sizeof(page));
+			moment.tv_nsec = 1000000;
+		}
 		if (other->kind == WAIT_INTERRUPTED) /* again: it may not have been in the call yet */
 			syscall(SYS_tgkill, other->pid, other->tid, SIGRTMIN + WAKES);
 		syscall(SYS_futex, &other->back, FUTEX_WAIT, 0, &moment, NULL, 0);
@@ -270,8 +299,11 @@ static long release(const long *a)
 		written = read(FULL_READ, page, 1);
 		written = write(FULL_WRITE, page, sizeof(page));
 	}
+	while (other->kind == WAIT_WRITE_ON && read(PART_READ, page, sizeof(page)) > 0)
+		;
 	if (other->kind == WAIT_FLOCK && waits)
 		flock(HELD, LOCK_EX);
+	(void)left; /* nothing may be there yet */
 	say(" of %ld: %ld", a[0] % ACTORS, other->result);
 	return written < 0 ? -1 : 0;
 }
