@@ -120,7 +120,7 @@ NEEDED = {
     "at": "at",
     "crontab": "crontab",
     "git": "git",
-    "java": "java",
+    "java": "javac",
     "lock files": "dotlockfile",
     "make": "make",
     "node": "node",
