@@ -13,7 +13,7 @@ SPANK := scheduler_hooks/torpor_slurm/admin/torpor.c
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv check proto test demo lab docs labextension spank bench soak fuzz inject vm mutants clean
+.PHONY: help venv check proto test demo lab docs labextension spank bench soak fuzz inject vm mutants wheel release clean
 
 help:
 	@echo "make demo    a Jupyter kernel frozen, killed and woken, told as it happens"
@@ -28,6 +28,8 @@ help:
 	@echo "make vm      programs on other kernels, in virtual machines, and images across: KERNELS='6.1 6.12'"
 	@echo "make mutants mutants of modules, tried on unit tests: MODULES='torpor/util/ranges.py' TESTS='util/test_ranges.py'"
 	@echo "make spank   Slurm's plugin for sbatch --torpor: build/torpor.so; SLURM_HEADERS=... chooses the site's headers"
+	@echo "make wheel   dist/: the sdist, and a wheel for every Linux of 2014 or later with glibc"
+	@echo "make release what is done before a release: all tests, dist/, and that used in clean roots and by each Python"
 	@echo "make venv    .venv with torpor, editable; PYTHON=... chooses the interpreter"
 	@echo "make clean   removes what make made"
 
@@ -96,7 +98,7 @@ WORKERS := $(shell expr $$(nproc) + 1)
 BESIDE := --dist loadscope --tx '$(WORKERS)*popen//python=tests/apart $(BIN)/python'
 
 ifneq ($(ELSEWHERE),)
-test demo bench soak fuzz inject vm:
+test demo bench soak fuzz inject vm release:
 	@.ci/elsewhere copy && $(MAKE) --no-print-directory -C '$(ELSEWHERE)' $@
 else
 test: check
@@ -130,8 +132,16 @@ vm: venv
 	@.ci/needs vm
 	@$(BIN)/python -m tests.vm $(KERNELS)
 
+wheel:
+	@PYTHON='$(PYTHON)' .ci/needs
+	@PYTHON='$(PYTHON)' .ci/wheel
+
 mutants: venv
 	@MODULES='$(MODULES)' TESTS='$(TESTS)' .ci/mutants
+
+release: test wheel
+	@.ci/needs soak
+	$(BIN)/pytest -m soak --timeout 3600 tests/integration/test_release.py
 
 soak: venv build/programs/.stamp build/jupyter_server/.stamp
 	@.ci/needs soak

@@ -4,6 +4,7 @@ Python's stable ABI, and the static `torpor-init` beside it; the command `torpor
 from __future__ import annotations
 
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -33,17 +34,42 @@ class BuildNative(BuildHookInterface):  # type: ignore[type-arg]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Build all; the compiler is $CC, else gcc."""
-        del version
+        _check_tools()
         # PID 1 of a capsule costs a few pages and nothing else, and is started where the host's libraries may be out of
         # sight; and `torpor` is to start at once.
-        built = [_extension(), _bare("init.c", PACKAGE / "torpor-init")]
+        built = [_extension(), _bare("init.c", PACKAGE / "torpor-init"), _name_of_build(Path(self.root), version)]
         build_data["artifacts"] += [f"/{path.relative_to(self.root)}" for path in built]
         build_data["pure_python"] = False
-        platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        system = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data.setdefault("shared_data", {})[str(_manual(self.metadata.version))] = "share/man/man1/torpor.1"
         commands = {str(_bare("start.c", MADE / "torpor")): "torpor", str(HERE / "torpor-cli"): "torpor-cli"}
         build_data.setdefault("shared_scripts", {}).update(commands)
-        build_data["tag"] = f"cp310-abi3-{platform}"
+        build_data["tag"] = f"cp310-abi3-{system}"
+
+
+def _check_tools() -> None:
+    """End with one line that says what is missing: pip shows it below the compiler's own errors, or alone."""
+    compiler = shlex.split(os.environ.get("CC", "gcc"))[0]
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    missing = [f"a C compiler ({compiler}; Debian, Ubuntu: gcc libc6-dev)"] if not shutil.which(compiler) else []
+    missing += [f"Python's headers ({header}; Debian, Ubuntu: python3-dev)"] if not header.exists() else []
+    if missing:
+        sys.exit(f"torpor cannot be built here, it needs {' and '.join(missing)}: or install its wheel")
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        sys.exit(f"torpor runs on Linux on x86-64 only, and this is {sys.platform} on {platform.machine()}")
+
+
+def _name_of_build(root: Path, version: str) -> Path:
+    """A file that says from what this was built, for ``torpor --version``: a commit, which an sdist takes along."""
+    target = PACKAGE / "build.txt"
+    described = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    if version == "editable":
+        target.write_text("editable")
+    elif (root / ".git").exists() and shutil.which("git"):
+        target.write_text(subprocess.run(described, check=True, capture_output=True, text=True).stdout.strip())
+    elif not (root / "PKG-INFO").exists() or not target.exists():
+        target.write_text("from sources without their history")
+    return target
 
 
 def _extension() -> Path:

@@ -83,7 +83,7 @@ def test_an_ordinary_user_installs_and_uses_the_wheel(packages: tuple[Path, Path
     user.run([base, "-m", "venv", user.tmp / "venv"], check=True)
     user.run([python, "-m", "pip", "install", "--quiet", wheel], check=True, timeout=150, env=pip)
     torpor = user.tmp / "venv/bin/torpor"
-    assert user.run([torpor, "--version"], check=True).stdout == "torpor 0.1.0\n"
+    assert user.run([torpor, "--version"], check=True).stdout == "torpor 0.1.0 (from sources without their history)\n"
     doctor = user.run([torpor, "doctor", "--json"])
     told = json.loads(doctor.stdout)
     assert doctor.returncode == (0 if told["checkpoint"] and told["restore_rootless"] else 1)
@@ -104,3 +104,27 @@ def test_an_ordinary_user_installs_and_uses_the_wheel(packages: tuple[Path, Path
         "/proc/self/status",
     ]
     assert int(user.run(ignoring, check=True).stdout.split()[1], 16) & 1 << 12, "torpor-cli is not executed as it is"
+
+
+def test_a_build_without_a_compiler_says_so_in_one_line(packages: tuple[Path, Path], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", str(tmp_path), str(packages[0])]
+    built = subprocess.run(command, env={**os.environ, "CC": "/none/cc"}, capture_output=True, text=True, check=False)
+    assert built.returncode == 1
+    (line,) = [line for line in built.stderr.splitlines() if "torpor cannot be built here" in line]
+    assert "a C compiler (/none/cc; Debian, Ubuntu: gcc libc6-dev)" in line
+    assert "Traceback" not in built.stderr
+
+
+def test_a_build_says_from_which_commit_it_is(tmp_path: Path) -> None:
+    """Also one from an sdist, which has no history."""
+    sources = tmp_path / "torpor"
+    shutil.copytree(ROOT, sources, ignore=MADE)
+    for words in (["init", "-q"], ["add", "."], ["-c", "user.name=x", "-c", "user.email=x", "commit", "-qm", "x"]):
+        subprocess.run(["git", *words], cwd=sources, check=True)
+    asked = ["git", "rev-parse", "--short=12", "HEAD"]
+    commit = subprocess.run(asked, cwd=sources, check=True, capture_output=True, text=True).stdout.strip()
+    made = tmp_path / "made"
+    subprocess.run([sys.executable, "-m", "build", "--outdir", made, sources], check=True, capture_output=True)
+    (wheel,) = made.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        assert archive.read("torpor/build.txt").decode() == commit

@@ -129,9 +129,13 @@ class Commands(click.Group):
 
 def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted:
+        from importlib.resources import files
+
         import torpor
 
-        click.echo(f"torpor {torpor.__version__}")
+        file = files("torpor").joinpath("build.txt")
+        build = file.read_text() if file.is_file() else "editable"
+        click.echo(f"torpor {torpor.__version__} ({build})")
         ctx.exit()
 
 
@@ -147,7 +151,7 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
     expose_value=False,
     is_eager=True,
     callback=_print_version,
-    help="Print the version.",
+    help="Print the version, and from what it was built.",
 )
 def cli() -> None:
     """Freeze a running Jupyter kernel or batch job, keep it, and wake it later, here or elsewhere."""

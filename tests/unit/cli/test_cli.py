@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from typing import Any
@@ -82,7 +83,7 @@ def test_a_save_that_ends_nothing_loads_no_plan_of_a_restore() -> None:
 def test_version(run: Torpor) -> None:
     code, out, _ = run("--version")
     assert code == 0
-    assert out.split()[0] == "torpor"
+    assert re.fullmatch(r"torpor [0-9.]+ \(editable\)\n", out)
 
 
 @pytest.mark.parametrize(
