@@ -13,9 +13,9 @@ import shlex
 
 from torpor_slurm.allocation import Allocation
 from torpor_slurm.job_directory import JobDirectory
+from torpor_slurm.shell import shebang
 
 _SCRIPT = """\
-#!/bin/sh
 # scontrol, in a job under torpor: a requeue of this very job is noted for its supervisor.
 own={own} mark={mark} real= verb= itself=
 set -f
@@ -53,7 +53,7 @@ def script(directory: JobDirectory, allocation: Allocation) -> str:
     ids = [allocation.job]
     if array := allocation.variables.get("SLURM_ARRAY_JOB_ID"):
         ids += [array, f"{array}_{allocation.variables.get('SLURM_ARRAY_TASK_ID', '')}"]
-    return _SCRIPT.format(
+    return shebang() + _SCRIPT.format(
         own=shlex.quote(str(directory.stand_ins)),
         mark=shlex.quote(str(directory.own_requeue)),
         ids=" | ".join(f"*{shlex.quote(f',{one},')}*" for one in ids),

@@ -10,8 +10,9 @@ from contextlib import suppress
 import torpor
 from torpor import processes
 from torpor.errors import Reason, Refused
+from torpor_slurm.shell import shebang
 
-SCRIPT = f'#!/bin/sh\nexec {shlex.join([sys.executable, *torpor.isolation()])} -m torpor_slurm.step "$@"\n'
+SCRIPT = f'{shebang()}exec {shlex.join([sys.executable, *torpor.isolation()])} -m torpor_slurm.step "$@"\n'
 """The script named srun that the application finds in its PATH."""
 
 

@@ -22,6 +22,7 @@ from torpor.store import make_directories
 from torpor_slurm.allocation import gpus_held, several_nodes
 from torpor_slurm.controller import SlurmError
 from torpor_slurm.options import Grammar
+from torpor_slurm.shell import shebang
 
 _MARK = "#TORPOR the job's own script: {}\n"
 _MARKED = re.compile(rb"^#TORPOR the job's own script: ([^\n/]+)\n", re.MULTILINE)
@@ -163,7 +164,7 @@ def submit(submission: Submission, run: Sequence[str], store: str) -> tuple[str,
 
 def wrapped(submission: Submission, run: Sequence[str]) -> bytes:
     """The script that is submitted instead of the user's."""
-    head = [b"#!/bin/sh\n", *filter(None, map(_without_own, directives(submission.script)))]
+    head = [shebang().encode(), *filter(None, map(_without_own, directives(submission.script)))]
     head.append(os.fsencode(f'exec {shlex.join(run)} --script "$0" -- "$@"\n' + _MARK.format(submission.name)))
     return b"".join([*head, submission.script])
 

@@ -28,7 +28,7 @@ SEED = int(os.environ.get("TORPOR_SLURM_SEED", "1"))
 PREEMPTIONS = 6
 STEPS = 100
 NUMBERS = [str(number) for number in range(STEPS)]
-SBATCH = """#!/bin/sh
+SBATCH = """#!/bin/bash
 # What a framework finds as sbatch. Without this directory PATH leads to Slurm's own.
 PATH=${{PATH#*:}} exec {torpor} sbatch --store {store} -- "$@"
 """

@@ -14,6 +14,7 @@ from torpor.cli.sbatch import command
 from torpor.errors import NotFound, Refused
 from torpor_slurm import submit
 from torpor_slurm.controller import SlurmError
+from torpor_slurm.shell import shebang
 
 
 @pytest.fixture
@@ -96,7 +97,7 @@ def test_the_option_of_the_plugin_is_taken_out(job_script: Path) -> None:
     assert (found.every, found.options, found.arguments) == ("90s", ("--parsable",), ("--torpor",))
     assert submit.parse([str(job_script)]).every == "5m"
     head = submit.wrapped(found, ["torpor", "run"]).partition(b"exec")[0]
-    assert head == b"#!/bin/sh\n#SBATCH -c 4 '--time=1 2'\n"
+    assert head == shebang().encode() + b"#SBATCH -c 4 '--time=1 2'\n"
     assert submit.parse(["--torpor=3h", "--wrap=true"]).every == "3h"
 
 
