@@ -18,7 +18,7 @@ OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED",
 PYTHON = "/usr/bin/python3"
 """Debian's, which has its mpi4py."""
 SOAK_PYTHON = Path(__file__).parents[2] / "build/programs/bin/python"
-"""What `make soak` installs: it has torch."""
+"""What `make soak` installs."""
 
 
 def has(what: str) -> bool:

@@ -20,7 +20,7 @@ import pytest
 
 from tests.integration.slurm_cluster import PACKAGES, Cluster, missing
 from tests.integration.slurm_jobs import Submitted, job
-from tests.integration.slurm_preemptions import OVER, PYTHON, SOAK_PYTHON, disturb, has, wait_for
+from tests.integration.slurm_preemptions import OVER, PYTHON, disturb, has, wait_for
 from tests.users import BIN, User
 
 pytestmark = [
@@ -55,8 +55,6 @@ class Kind:
     options: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     """Programs, or modules of PYTHON."""
-    slow: bool = False
-    """Whether its start takes long: in every other life it is disturbed only once it has said something."""
     then: bool = False
     """Whether a job with --dependency=afterok waits for its end, and has to find its whole output."""
 
@@ -109,25 +107,7 @@ for step in range(60):
     time.sleep(0.05)
 print(f"rank {world.rank} of {world.size}: the end", flush=True)
 """
-GLOO = """
-import time, torch, torch.distributed as dist
-dist.init_process_group("gloo")
-rank = dist.get_rank()
-for step in range(60):
-    one = torch.full((1000,), float(step + rank))
-    dist.all_reduce(one)
-    assert one.eq(4 * step + 6).all(), (step, one[0])
-    if rank == 0:
-        print("step", step, flush=True)
-    time.sleep(0.05)
-print(f"rank {rank} of {dist.get_world_size()}: the end", flush=True)
-dist.destroy_process_group()
-"""
-PROGRAMS = {"pool.py": POOL, "loky.py": LOKY, "ranks.py": MPI4PY, "gloo.py": GLOO}
-TORCHRUN = (  # a node's name leads to no address here
-    f"{SOAK_PYTHON} -m torch.distributed.run --nproc-per-node 4 --local-addr 127.0.0.1"
-    " --rdzv-backend c10d --rdzv-endpoint 127.0.0.1:29555"
-)
+PROGRAMS = {"pool.py": POOL, "loky.py": LOKY, "ranks.py": MPI4PY}
 ITSELF = """
 touch own
 n=$(wc -l <own)
@@ -179,9 +159,6 @@ KINDS = {
                   out=lambda lines: lines == numbered("3-")),
     "afterok": Kind("count\n", then=True),
     "requeues itself": Kind(ITSELF, out=lambda lines: lines == [], files={"own": numbered()}),
-    "torchrun": Kind(f"export GLOO_SOCKET_IFNAME=lo\nexec {TORCHRUN} gloo.py\n",
-                     slow=True, needs=("torch",),
-                     out=lambda lines: ring([line for line in lines if line.startswith(("step", "rank"))], 4)),
     "mpi4py": Kind(f"export OMPI_MCA_oob_tcp_if_include=lo\nsrun --mpi=pmix {PYTHON} ranks.py\n", options=("-n4",),
                    needs=("mpirun.openmpi", "mpi4py"), out=lambda lines: ring(lines, 4)),
     "Open MPI": Kind(MPI, options=("-n2",), out=ring, needs=("mpicc.openmpi", "mpirun.openmpi")),
@@ -199,8 +176,6 @@ def test_preempted_at_random(slurm: Cluster, ordinary_account: User, name: str, 
     with job(slurm, ordinary_account) as made:
         submit(made, kind, chance.choice(["low", "abrupt", "cancel"]))
         after = slurm.submit(ordinary_account, "sbatch", *follower(made)) if kind.then else None
-        if kind.slow and life % 2:
-            slurm.wait_for(lambda: "step" in made.out, "its first step", 120, made.told)
         story = [disturb(made, chance) for _ in range(EVENTS)]
         state = wait_for(made, *OVER, seconds=240)
         print(name, life, state["Restarts"], f"{time.monotonic() - began:.0f} s", story)
