@@ -248,6 +248,12 @@ ALLOWED: Final = (
         "Stacks that grow",
         lambda before, _: before.grows_down,
     ),
+    Allowed(
+        "processes.memory.vmas.droppable",
+        "this kernel cannot drop memory (before 6.11)",
+        "Droppable memory",
+        lambda before, after: before.droppable and not after.droppable,
+    ),
     Allowed("processes.posix_timers.value_ns", _TIME, _TIMERS),
     Allowed("processes.posix_timers.overrun", _TIME, _TIMERS),
     Allowed("processes.interval_timers.value_us", _TIME, _TIMERS),

@@ -19,6 +19,7 @@ from torpor.image import image_pb2 as pb
 from torpor.image.page_tables import is_whole
 from torpor.objects.fds import descriptors
 from torpor.objects.memory import address_space, mapped_files, shared_memory, vdso
+from torpor.objects.memory.mapped_code import MappedCode
 from torpor.objects.paths import directories, own_places
 from torpor.objects.paths.opener import Openers
 from torpor.objects.paths.rollback import Rollback
@@ -118,17 +119,20 @@ def validate(
         _validate_process(process, image)
     reasons = list(host_requirements.validate(image, host))
     if not reasons:
+        openers = Openers(image)
+        code = MappedCode(image, openers)
         for process in living(image):
             for part in PROCESS_PARTS:
                 reasons += part.validate(name_of(process), process)
-            reasons += vdso.validate(name_of(process), process, vdso.host())
+            reasons += vdso.validate(
+                name_of(process), process, vdso.host(), lambda one, name: code.with_word(one, name.encode() + b"\0")
+            )
             reasons += address_space.validate_limits(name_of(process), process.memory)
         reasons += address_space.validate_commitment(image)
         reasons += _validate_file_size(image)
         reasons += seccomp.validate(image)
         for tree_part in TREE_PARTS:
             reasons += tree_part.validate(image)
-        openers = Openers(image)
         reasons += mapped_files.validate(image, openers)
         reasons += shared_memory.validate(image, openers)
         reasons += descriptors.validate(image, stdio, standing=standing)

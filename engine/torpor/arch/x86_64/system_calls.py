@@ -73,6 +73,7 @@ class NR(IntEnum):
     fchown = 93
     readlink = 89
     umask = 95
+    gettimeofday = 96
     ptrace = 101
     setpgid = 109
     setsid = 112
@@ -100,6 +101,7 @@ class NR(IntEnum):
     chroot = 161
     mount = 165
     gettid = 186
+    time = 201
     futex = 202
     sched_setaffinity = 203
     sched_getaffinity = 204
@@ -112,6 +114,7 @@ class NR(IntEnum):
     timer_getoverrun = 225
     timer_delete = 226
     clock_gettime = 228
+    clock_getres = 229
     clock_nanosleep = 230
     exit_group = 231
     epoll_wait = 232
@@ -152,6 +155,7 @@ class NR(IntEnum):
     rt_tgsigqueueinfo = 297
     prlimit64 = 302
     open_by_handle_at = 304
+    getcpu = 309
     process_vm_readv = 310
     process_vm_writev = 311
     kcmp = 312
@@ -159,6 +163,7 @@ class NR(IntEnum):
     sched_getattr = 315
     renameat2 = 316
     seccomp = 317
+    getrandom = 318
     memfd_create = 319
     execveat = 322
     userfaultfd = 323

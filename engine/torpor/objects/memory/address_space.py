@@ -13,6 +13,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from operator import itemgetter
 
 from torpor import procfs
@@ -26,6 +27,7 @@ from torpor.objects.memory.vm_flags import MADV_HUGEPAGE, MLOCK_ONFAULT
 from torpor.objects.sysv import segments
 from torpor.procfs import PAGE
 from torpor.remote.batch import Call, Struct
+from torpor.remote.sys import syscall, try_syscall
 from torpor.store import BlockTable
 from torpor.util.ranges import Range, subtract, union
 
@@ -276,7 +278,7 @@ def _map(vma: pb.Vma, image: pb.Tree, sources: Sources, *, writable: bool) -> It
         flags |= MAP_NORESERVE
     fd, offset = -1, vma.offset
     if vma.kind == pb.Vma.ANONYMOUS:
-        flags |= mmap.MAP_ANONYMOUS | (MAP_DROPPABLE if vma.droppable else mmap.MAP_PRIVATE)
+        flags |= mmap.MAP_ANONYMOUS | (MAP_DROPPABLE if vma.droppable and _has_droppable() else mmap.MAP_PRIVATE)
         what, offset = "memory", 0
         if vma.huge_page:
             flags |= MAP_HUGETLB | (vma.huge_page.bit_length() - 1) << MAP_HUGE_SHIFT
@@ -302,6 +304,18 @@ def _map(vma: pb.Vma, image: pb.Tree, sources: Sources, *, writable: bool) -> It
     for start in range(vma.start, vma.end, step):
         size = min(step, vma.end - start)
         yield Call(NR.mmap, (start, size, prot, flags, fd, offset + start - vma.start), start, words)
+
+
+@cache
+def _has_droppable() -> bool:
+    """Whether this kernel knows MAP_DROPPABLE (6.11). If not, what it could drop becomes memory that it never drops:
+    the mapping's advice says that children see zeros, and that core dumps do not have it.
+    """
+    address = try_syscall(NR.mmap, 0, PAGE, mmap.PROT_READ, MAP_DROPPABLE | mmap.MAP_ANONYMOUS, -1, 0)
+    if address < 0:
+        return False
+    syscall(NR.munmap, address, PAGE)
+    return True
 
 
 def _finish(vma: pb.Vma, has_pages: bool) -> Iterator[Call]:

@@ -6,6 +6,10 @@ one, in plain memory at the old address, with a jump at the start of each functi
 own, which is mapped nearby: a *bridge*. The old code's data pages ([vvar]) are gone, so no thread may be in the middle
 of old code.
 
+A function that the host's vDSO lacks becomes a few instructions that make the system call with the same meaning, or
+answer -ENOSYS. Where neither is right, the image is refused, but only if a file that the process executes contains the
+function's name: a C library looks up only functions that it knew when it was built.
+
 A program may have moved the whole vDSO, or have unmapped all or parts of it, as valgrind and sandboxes do. A process
 that has moved only parts of it, changed their protection or written to them is refused.
 
@@ -18,14 +22,16 @@ import mmap
 import os
 import struct
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
+from typing import NamedTuple
 
 from torpor import procfs
 from torpor.arch import x86_64
 from torpor.arch.x86_64 import NR, TASK_SIZE
+from torpor.arch.x86_64.vdso_code import ANSWER_ENOSYS, INSTEAD, JUMP_REACH, JUMP_SIZE, jump
 from torpor.errors import ImageDamaged, Reason
 from torpor.image import image_pb2 as pb
 from torpor.procfs import PAGE
@@ -40,6 +46,7 @@ ARCH_MAP_VDSO_64 = 0x2003
 MAP_FIXED_NOREPLACE = 0x100000
 MAX_SIZE = 1 << 20
 """The maximal size in bytes. Real vDSOs have two pages."""
+_PREFIX = "__vdso_"
 _LONGEST_NAME = 256
 """The maximal length of a function's name in bytes: longer ones would make the search slow."""
 
@@ -51,9 +58,10 @@ _SYMBOL = struct.Struct("<IBBHQQ")  # Elf64_Sym
 _SHT_DYNSYM = 11
 _STT_FUNC = 2
 
-_JUMP = struct.Struct("<Bi")  # jmp rel32
-_JUMP_OPCODE = 0xE9
-_REACH = (1 << 31) - MAX_SIZE
+LookedUp = Callable[[pb.Process, str], Sequence[str]]
+"""Gives the files of a process that may have looked up a function."""
+
+_REACH = JUMP_REACH - MAX_SIZE
 """The reach of a jump, in bytes."""
 _ROOM_TO_GROW = 1 << 28
 """Bytes to leave free below a stack."""
@@ -158,7 +166,7 @@ def has_code(space: pb.AddressSpace) -> bool:
     return bool(space.vdso) and not any(start <= space.vdso < end for start, end in _holes(space))
 
 
-def validate(name: str, process: pb.Process, here: Vdso) -> Iterator[Reason]:
+def validate(name: str, process: pb.Process, here: Vdso, looked_up: LookedUp) -> Iterator[Reason]:
     """Say why a process's vDSO cannot be restored."""
     space = process.memory
     old = space.vdso_content
@@ -176,43 +184,68 @@ def validate(name: str, process: pb.Process, here: Vdso) -> Iterator[Reason]:
         yield Reason(name, "it has unmapped the data of its vDSO", "restore it on its own kernel")
         return
     try:
-        missing = _missing(old, here.content)
+        missing = [one for one in _functions_by_offset(old, here.content) if one.names and not one.code]
     except ValueError as error:
         yield Reason(name, f"the vDSO of its kernel cannot be replaced: {error}", "restore it on its own kernel")
         return
-    if missing:
-        words = f"this kernel's vDSO lacks {', '.join(missing)}"
-        yield Reason(name, words, "restore it on a kernel that is not older")
+    for one in missing:
+        if users := [file for known in one.names for file in looked_up(process, known)]:
+            words = f"this kernel's vDSO lacks {one.names[0]}, which {users[0]} may call"
+            yield Reason(name, words, "restore it on a kernel that has this function")
     for thread in process.threads:
         registers = array("Q", thread.registers)
         if space.vdso <= registers[x86_64.RIP] < space.vdso_end and not x86_64.in_system_call(registers):
             why = "it was frozen within the vDSO of another kernel"
             yield Reason(f"{name}, thread {thread.tid}", why, "take another checkpoint, or restore on its own kernel")
-    if not missing and _place(space, here) is None:
+    if _place(space, here) is None:
         yield Reason(name, "there is no room for this kernel's vDSO near its old one")
 
 
-def _missing(old: bytes, new: bytes) -> list[str]:
-    """Old functions that the new vDSO has under none of their names."""
+class _Function(NamedTuple):
+    """A function of an old vDSO, and what it becomes."""
+
+    offset: int
+    target: int | None
+    """The offset of the same function in the new vDSO."""
+    names: list[str]
+    """If the new one has no such function: the names by which a program looks it up."""
+    code: bytes
+    """Code to put in its place; empty: the function is neither there nor known."""
+
+
+def _functions_by_offset(old: bytes, new: bytes) -> list[_Function]:
+    """What each function of an old vDSO becomes where the new one is mapped.
+
+    Raises:
+        ValueError: one of the two cannot be read, or a function is too short.
+    """
     known = functions(new)
-    by_offset: dict[int, list[str]] = {}
+    by_offset: dict[int, list[tuple[str, int]]] = {}
     for name, (offset, size) in functions(old).items():
-        if size < _JUMP.size or offset + size > len(old):
-            raise ValueError(f"its function {name} is too short")
-        by_offset.setdefault(offset, []).append(name)
+        by_offset.setdefault(offset, []).append((name, size))
     if not by_offset:
         raise ValueError("it has no functions")
-    return sorted(names[0] for names in by_offset.values() if not any(name in known for name in names))
+    found = []
+    for offset, named in by_offset.items():
+        names, size = [name for name, _ in named], min(size for _, size in named)
+        target = next((known[name][0] for name in names if name in known), None)
+        code = next((INSTEAD[name] for name in names if name in INSTEAD), b"") if target is None else b""
+        if size < (JUMP_SIZE if target is not None else max(len(code), len(ANSWER_ENOSYS))) or offset + size > len(old):
+            raise ValueError(f"its function {names[0]} is too short")
+        # Programs look for the names with this beginning; the others are aliases, as common as "time".
+        apart = [name for name in names if name.startswith(_PREFIX)] or names
+        found.append(_Function(offset, target, apart if target is None else [], code))
+    return found
 
 
 def bridge(old: bytes, at: int, new: bytes, new_at: int) -> bytes:
     """The old vDSO's bytes, mapped at `at`, with jumps to the functions of the new one at `new_at`."""
-    known = functions(new)
     content = bytearray(old)
-    for name, (offset, _) in functions(old).items():
-        if name in known:
-            distance = new_at + known[name][0] - (at + offset + _JUMP.size)
-            _JUMP.pack_into(content, offset, _JUMP_OPCODE, distance)
+    for one in _functions_by_offset(old, new):
+        code = one.code or ANSWER_ENOSYS  # which nobody calls, if it is not known
+        if one.target is not None:
+            code = jump(new_at + one.target - (at + one.offset + JUMP_SIZE))
+        content[one.offset : one.offset + len(code)] = code
     return bytes(content)
 
 

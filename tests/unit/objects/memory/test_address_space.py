@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import resource
 import struct
@@ -225,3 +226,14 @@ def test_before_it_gets_mappings_a_process_has_no_arguments_at_the_old_place() -
     assert os.waitpid(pid, 0)[1] == 0
     for fd in (*ask, *answer):
         os.close(fd)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_memory_that_a_kernel_may_drop_is_made_on_one_that_cannot(monkeypatch: pytest.MonkeyPatch, known: bool) -> None:
+    monkeypatch.setattr(address_space, "_has_droppable", lambda: known)
+    vma = pb.Vma(start=0x10000, end=0x11000, kind=pb.Vma.ANONYMOUS, prot=3, noreserve=True, droppable=True)
+    (call,) = address_space._map(vma, pb.Tree(), sources([]), writable=False)
+    flags = call.args[3]
+    assert isinstance(flags, int)
+    assert flags & 0xF == (address_space.MAP_DROPPABLE if known else mmap.MAP_PRIVATE)
+    assert flags & address_space.MAP_NORESERVE
