@@ -31,6 +31,11 @@ _FEWEST, _MOST = 2, 8
 for a tenth of its time.
 """
 
+
+class _CannotRead(CheckpointFailed):
+    """A page cannot be read by the thread that tried."""
+
+
 Progress = Callable[[int, int], None]
 """Called with the bytes of memory done so far and in all."""
 _Read = Callable[[Sequence[tuple[int, int]], memoryview], None]
@@ -186,7 +191,8 @@ class PageWriter:
         """Store ranges. Pages of zeros are stored only in `zeros`."""
         # A table lists its pages by address, so the results are taken in the order of the chunks.
         for chunk in _chunks(ranges):
-            self._waiting.append(partial(_list, table, self._pool.submit(self._work, chunk, read, zeros)))
+            work = partial(self._work, chunk, read, zeros)
+            self._waiting.append(partial(_list, table, self._pool.submit(work), work))
             self._finish(2 * self._count)
 
     def _finish(self, left: int) -> None:
@@ -231,8 +237,11 @@ def _read(pid: int, pieces: Sequence[tuple[int, int]], buffer: memoryview) -> No
         raise
     except OSError as error:
         why = f"memory of process {pid} between {pieces[0][0]:#x} and {sum(pieces[-1]):#x} cannot be read"
-        hint = "Linux 6.13 and 6.14 do not show guard regions (MADV_GUARD_INSTALL)"
-        raise CheckpointFailed(f"{why}: {error.strerror}", advice=hint) from error
+        hint = (
+            "Linux 6.13 and 6.14 do not show guard regions (MADV_GUARD_INSTALL); with proc_mem.force_override=never the"
+            " kernel lets nobody read memory without PROT_READ"
+        )
+        raise _CannotRead(f"{why}: {error.strerror}", advice=hint) from error
 
 
 def _chunks(ranges: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
@@ -254,8 +263,13 @@ def _chunks(ranges: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]
         yield chunk
 
 
-def _list(table: pb.PageTable, stored: Future[_Stored]) -> None:
-    starts, counts, blocks = stored.result()
+def _list(table: pb.PageTable, stored: Future[_Stored], again: Callable[[], _Stored]) -> None:
+    try:
+        starts, counts, blocks = stored.result()
+    except _CannotRead:
+        # Memory without PROT_READ may be readable only to the thread that traces the process, as this one does, and not
+        # to a worker (fs/proc/base.c, proc_mem_foll_force: CONFIG_PROC_MEM_FORCE_PTRACE, Linux 6.12).
+        starts, counts, blocks = again()
     table.starts.extend(starts)
     table.counts.extend(counts)
     table.blocks.extend(blocks)

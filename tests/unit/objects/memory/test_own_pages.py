@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
@@ -111,6 +113,24 @@ def test_much_memory_is_stored_in_order_and_all_of_it_is_counted(store: Store) -
         }
     done = [done for done, _ in progress]
     assert done == sorted(done) and progress[-1] == (size, size)
+
+
+def test_memory_that_only_the_tracer_may_read_is_read_by_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracer, read, refused = threading.get_ident(), memory.read_quietly, []
+
+    def forced(pid: int, pieces: Sequence[Range], buffer: memoryview) -> None:
+        """As a kernel with CONFIG_PROC_MEM_FORCE_PTRACE reads memory without PROT_READ."""
+        if threading.get_ident() != tracer:
+            refused.append(pieces)
+            raise OSError(errno.EIO, "Input/output error")
+        read(pid, pieces, buffer)
+
+    with holder(2000, 0, 1500) as (pid, private, _):
+        own = Ranges(pid, [(private, private + 2000 * PAGE)], [])
+        expected = saved(store, own)
+        monkeypatch.setattr(memory, "read_quietly", forced)
+        assert saved(store, own) == expected
+    assert refused and expected.keys() == {private, private + 1500 * PAGE}
 
 
 def address_of(mine: mmap.mmap) -> int:
