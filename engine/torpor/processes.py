@@ -6,11 +6,12 @@ For programs that start, watch and wake jobs. A PID is one of the PID namespace 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
 from torpor import procfs
-from torpor.arch.x86_64 import NR
+from torpor.arch.x86_64 import NR, levels
+from torpor.arch.x86_64.levels import PortableTo
 from torpor.procfs import pids
 from torpor.remote.sys import pidfd_open, pidfd_send_signal
 from torpor.util.inherited import Signals
@@ -18,6 +19,7 @@ from torpor.util.inherited import environment as inherited_environment
 from torpor.util.inherited import signals as inherited_signals
 
 __all__ = [
+    "PortableTo",
     "Signals",
     "children",
     "dies_of",
@@ -28,6 +30,7 @@ __all__ = [
     "pidfd_open",
     "pidfd_send_signal",
     "pids",
+    "portable_environment",
     "resident",
     "start_time",
     "tree",
@@ -53,6 +56,11 @@ def parent(pid: int) -> int:
         ProcessLookupError: there is no such process.
     """
     return _stat(pid).ppid
+
+
+def portable_environment(level: PortableTo, given: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which libraries keep to a level of x86-64, as `torpor.run` makes it of the given one."""
+    return {**given, **levels.variables(levels.number_of(level), given)}
 
 
 def is_ending(pid: int) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torpor import Files
+from torpor.processes import PortableTo
 
 OnTimeout = Literal["requeue", "stop"]
 OnRefused = Literal["older", "anew", "stop"]
@@ -26,5 +27,7 @@ class Options:
     """Whether a snapshot is woken even if its files were changed in place since, or with those files rolled back."""
     with_files: tuple[str, ...] = ()
     """Patterns of files whose content is saved, as for `torpor.checkpoint`."""
+    portable: PortableTo | None = None
+    """The level of x86-64 to which the job's libraries keep, so that it can be woken on all processors of the level."""
     mpi: Literal["tcp"] | None = None
     """If "tcp", MPI must not use the adapter of a fast network (mpi_environment.py)."""

@@ -19,7 +19,7 @@ from typing import Literal
 
 from torpor import Job, processes, start
 from torpor.errors import StoreError, TorporError
-from torpor.processes import Signals, inherited_environment, inherited_signals
+from torpor.processes import Signals, inherited_environment, inherited_signals, portable_environment
 from torpor_slurm import another_run, beginning, controller, filters, lifeline, mpi_environment
 from torpor_slurm.allocation import ENV_FILE, Allocation
 from torpor_slurm.beginning import Beginning, Script, patiently
@@ -191,9 +191,10 @@ class Supervisor:
         stand_ins = self.directory.stand_ins
         command = [str(stand_ins / "srun"), *self.command[1:]] if self.command[0] == "srun" else self.command
         path = f"{stand_ins}:{os.environ.get('PATH', os.defpath)}"
+        inherited, level = inherited_environment(), self.options.portable
         environment = {
             **mpi_environment.variables(self.directory.path, tcp=self.options.mpi == "tcp"),
-            **inherited_environment(),
+            **(inherited if level is None else portable_environment(level, inherited)),
             "PATH": path,
             ENV_FILE: str(self.directory.environment_file),
         }

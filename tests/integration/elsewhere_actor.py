@@ -1,10 +1,11 @@
-"""What test_elsewhere.py has a user do: wakes a program from an image whose registers lie as on an AMD processor.
+"""What test_elsewhere.py has a user do: wakes programs from images as other processors would have given them.
 
 Runs as its own process, as the user whose rights are tested. Prints "done".
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import torpor
 from torpor.arch.x86_64 import xsave
 from torpor.image import image_pb2 as pb
 from torpor.image import reading
+from torpor.objects.process import host_requirements
+from torpor.processes import portable_environment
 from torpor.store import SnapshotReader
 
 READ = reading.read
@@ -42,17 +45,57 @@ def as_on_amd(reader: SnapshotReader) -> pb.Tree:
     return image
 
 
-def main() -> None:
-    """Save, end and wake it; it must go on."""
+def saved(environment: dict[str, str]) -> torpor.SnapshotInfo:
+    """A program that was started with an environment, saved and ended."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-    job = subprocess.Popen([sys.executable, "-c", PROGRAM], stdin=subprocess.DEVNULL)
+    job = subprocess.Popen([sys.executable, "-c", PROGRAM], stdin=subprocess.DEVNULL, env=environment)
     info = torpor.checkpoint(job.pid, store="store", then="kill")
     job.wait()
-    with mock.patch.object(reading, "read", as_on_amd):
-        woken = torpor.restore(info, prove=True)
+    return info
+
+
+def ends_well(woken: torpor.Job) -> None:
+    """It goes on where it was, and is content."""
     woken.send_signal(signal.SIGUSR1)
     assert woken.wait() == 0
-    print("done")
 
 
-main()
+def registers() -> None:
+    """Registers move to the layout of this processor."""
+    info = saved(dict(os.environ))
+    with mock.patch.object(reading, "read", as_on_amd):
+        ends_well(torpor.restore(info, prove=True))
+
+
+def of_a_larger_processor(reader: SnapshotReader) -> pb.Tree:
+    """The image, as a checkpoint on a processor with a feature that none has had it."""
+    image = READ(reader)
+    image.host.cpu_flags.append("avx512_of_tomorrow")
+    return image
+
+
+def features() -> None:
+    """A feature that is missing here is a reason to refuse, unless it is ignored, or the job keeps to a level."""
+    any_code, portable = saved(dict(os.environ)), saved(portable_environment("x86-64-v2", os.environ))
+    tomorrow = host_requirements.CODE_FLAGS | {"avx512_of_tomorrow"}
+    with (
+        mock.patch.object(reading, "read", of_a_larger_processor),
+        mock.patch.object(host_requirements, "CODE_FLAGS", tomorrow),
+    ):
+        try:
+            torpor.restore(any_code)
+        except torpor.errors.RestoreRefused as refused:
+            (reason,) = refused.reasons
+            assert "lacks avx512_of_tomorrow, by which " in reason.why and "libc.so" in reason.why, reason
+        else:
+            raise AssertionError("it was not refused")
+        woken = torpor.restore(any_code, cpu="ignore")
+        ends_well(woken)
+        assert any("avx512_of_tomorrow" in words and "SIGILL" in words for words in woken.warnings), woken.warnings
+        woken = torpor.restore(portable, prove=True)
+        ends_well(woken)
+        assert not any("libc.so" in words for words in woken.warnings), woken.warnings
+
+
+{"registers": registers, "features": features}[sys.argv[1]]()
+print("done")

@@ -176,6 +176,43 @@ def with_files_option(function: F) -> F:
     )(function)
 
 
+PORTABLE_DEFAULT = "x86-64-v3"
+"""The level of --portable without a value: every processor of servers since 2015 has it."""
+
+
+class WithPortable(click.Command):
+    """A command with --portable[=LEVEL] before a command line of another program.
+
+    click would take the next word for the level.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Add the default level to --portable without one, among the options before the first other word."""
+        valued = {
+            name
+            for one in self.params
+            if isinstance(one, click.Option) and not one.is_flag and not one.count
+            for name in one.opts
+        }
+        place = 0
+        while place < len(args) and args[place].startswith("-") and args[place] not in ("-", "--"):
+            if args[place] == "--portable":
+                args[place] = f"--portable={PORTABLE_DEFAULT}"
+            place += 2 if args[place] in valued else 1
+        return super().parse_args(ctx, args)
+
+
+def portable_option(function: F) -> F:
+    """Add the option --portable[=LEVEL], for commands of the class `WithPortable`."""
+    return click.option(
+        "--portable",
+        type=click.Choice(["x86-64-v2", "x86-64-v3", "x86-64-v4"]),
+        metavar="[=LEVEL]",
+        help="Start it so that its libraries use only what all processors of a level have: x86-64-v2, v3 (the default) "
+        "or v4. Its snapshots can be woken on all of these.",
+    )(function)
+
+
 def files_option(words: str) -> Callable[[F], F]:
     """The option --files: what to do if files were changed in place since the snapshot. `words` are its help."""
     return click.option(

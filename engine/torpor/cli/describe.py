@@ -200,6 +200,7 @@ def _needs(tree: Tree) -> dict[str, Any]:
     """Return what a host needs to restore the tree."""
     from torpor.objects.process import host_requirements
 
+    level, more = host_requirements.beyond(tree)
     descriptions = tree.descriptions
     opened = (d.file.path for d in descriptions if d.WhichOneof("kind") == "file")
     listening = (d.tcp.local for d in descriptions if d.tcp.state == d.tcp.LISTEN)
@@ -209,6 +210,9 @@ def _needs(tree: Tree) -> dict[str, Any]:
         "xsave_size": tree.host.xsave_size,
         "xfeatures": tree.host.xfeatures,
         "register_sets": host_requirements.register_sets(tree),
+        "level": level,
+        "beyond_level": more,
+        "portable": host_requirements.portable(tree),
         "users": sorted({uid for process in tree.processes for uid in process.credentials.uids}),
         "pids": sorted({thread.tid for process in tree.processes for thread in process.threads}),
         "ports": sorted({address(local) for local in listening}),

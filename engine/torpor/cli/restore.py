@@ -22,6 +22,7 @@ from torpor.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from torpor.objects.process.host_requirements import Cpu
     from torpor.restorer.restore import Files
 
 
@@ -45,6 +46,14 @@ if TYPE_CHECKING:
     help="Where it lives: among the host's processes, in namespaces of its own, or whichever changes less for it.",
 )
 @click.option(
+    "--cpu",
+    type=click.Choice(["check", "ignore"]),
+    default="check",
+    show_default=True,
+    help="Refuse a processor that lacks features by which programs may have chosen their code when they started, or "
+    "wake the job there all the same: a program that uses them is killed (SIGILL).",
+)
+@click.option(
     "--prove",
     is_flag=True,
     default=None,
@@ -58,6 +67,7 @@ def command(
     explain: bool,
     files: Files,
     way: Literal["best", "native", "capsule"],
+    cpu: Cpu,
     prove: bool | None,
     as_json: bool,
 ) -> int:
@@ -73,7 +83,7 @@ def command(
     if explain:
         from torpor.restorer.restore import explain as explain_plan
 
-        lines = explain_plan(snapshot, store=store, files=files, way=way).splitlines()
+        lines = explain_plan(snapshot, store=store, files=files, way=way, cpu=cpu).splitlines()
         if as_json:
             print_json({"calls": lines})
         for line in lines if not as_json else ():
@@ -95,6 +105,7 @@ def command(
             files=files,
             way=way,
             prove=prove,
+            cpu=cpu,
             tell=note,
         )
     for warning in job.warnings:

@@ -8,14 +8,27 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from torpor.cli.common import DurationType, command_options, exit_as, name_option, note, store_option, with_files_option
+from torpor.cli.common import (
+    DurationType,
+    WithPortable,
+    command_options,
+    exit_as,
+    name_option,
+    note,
+    portable_option,
+    store_option,
+    with_files_option,
+)
 from torpor.cli.slurm_options import slurm_options
 
 if TYPE_CHECKING:
+    from torpor.arch.x86_64.levels import PortableTo
     from torpor.store import SnapshotInfo
 
 
-@click.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.command(
+    "run", cls=WithPortable, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
+)
 @store_option
 @click.option("--every", type=DurationType(), metavar="TIME", help="Save it this often, as in 90s, 10m, 1h30m.")
 @click.option(
@@ -24,6 +37,7 @@ if TYPE_CHECKING:
     metavar="N",
     help="With --every: keep the newest N of its snapshots. [default: 5; a Slurm job keeps 2]",
 )
+@portable_option
 @with_files_option
 @name_option
 @slurm_options
@@ -35,6 +49,7 @@ def command(
     store: str | None,
     every: float | None,
     keep_last: int | None,
+    portable: PortableTo | None,
     with_files: tuple[str, ...],
     name: str | None,
     script: str | None,
@@ -83,6 +98,7 @@ def command(
                 keep=keep,
                 tags=_tags(name),
                 with_files=with_files,
+                portable=portable,
                 saved=_teller(keep),
                 failed=_not_saved,
             )
@@ -106,7 +122,13 @@ def command(
     if embedded is not None:
         cmd = (str(directory.script(embedded.name)), *cmd)
     return exit_as(
-        supervise(cmd, allocation, directory, Options(every=every, with_files=with_files, **chosen), embedded)
+        supervise(
+            cmd,
+            allocation,
+            directory,
+            Options(every=every, with_files=with_files, portable=portable, **chosen),
+            embedded,
+        )
     )
 
 

@@ -8,12 +8,21 @@ from typing import Any
 
 import click
 
-from torpor.cli.common import DurationType, command_options, print_json, store_option, with_files_option
+from torpor.cli.common import (
+    DurationType,
+    WithPortable,
+    command_options,
+    portable_option,
+    print_json,
+    store_option,
+    with_files_option,
+)
 from torpor.cli.slurm_options import slurm_options
 
 
 @click.command(
     "sbatch",
+    cls=WithPortable,
     short_help="Submit a Slurm job that loses no work when it is preempted.",
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
@@ -21,6 +30,7 @@ from torpor.cli.slurm_options import slurm_options
 @click.option(
     "--every", type=DurationType(), metavar="TIME", help="Also save the job at this interval: 90s, 10m, 1h30m."
 )
+@portable_option
 @with_files_option
 @slurm_options
 @click.argument("arguments", metavar="[--] [SBATCH ARGUMENTS] SCRIPT [ARGUMENTS]", nargs=-1, type=click.UNPROCESSED)

@@ -107,10 +107,20 @@ def _about(process: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _processor(needs: dict[str, Any]) -> str:
+    """Which processors can wake it."""
+    level = f"x86-64-v{needs['level']}"
+    if not needs["portable"]:
+        more = ", ".join(needs["beyond_level"])
+        return f"a processor of the level {level}" + (f" that also has {more}" if more else "")
+    also = f" that also has {', '.join(needs['beyond_level'])}" if needs["beyond_level"] else ""
+    return f"a processor of the level {level}{also} (started with --portable=x86-64-v{needs['portable']})"
+
+
 def _print_needs(needs: dict[str, Any], out: Any) -> None:
     out.print("\nA host that wakes it needs")
     out.print(
-        f"  a {needs['architecture']} processor with its features, and the register sets in use: "
+        f"  {_processor(needs)}, and the register sets in use: "
         f"{', '.join(needs['register_sets']) or 'no special ones'}; {readable(needs['page_size'])} pages"
     )
     out.print(f"  user ids {', '.join(map(str, needs['users']))}")

@@ -24,10 +24,12 @@ from torpor.image import reading
 from torpor.objects.fds import descriptors, ptys
 from torpor.objects.memory import mapped_files, shared_memory
 from torpor.objects.memory.address_space import Sources
+from torpor.objects.memory.mapped_code import MappedCode
 from torpor.objects.paths import bundle, directories
 from torpor.objects.paths.opener import Opener, Openers
 from torpor.objects.paths.rollback import Rollback
 from torpor.objects.process import birth_order, credentials, daemons, host_requirements
+from torpor.objects.process.host_requirements import Cpu
 from torpor.objects.sockets import port_remapping
 from torpor.probe import probe
 from torpor.remote.blank import PidTaken
@@ -81,6 +83,7 @@ def restore(
     series: Series | None = None,
     way: Way = "best",
     prove: bool | None = None,
+    cpu: Cpu = "check",
     tell: Callable[[str], object] | None = None,
 ) -> Job:
     """Wake a snapshot: its processes continue where they were, with their old PIDs.
@@ -108,6 +111,8 @@ def restore(
             "best": natively if possible, else in a capsule.
         prove: before anything runs, describe the built tree as a checkpoint would and compare it, and its memory, with
             the image. None: as it is set, by the environment variable TORPOR_PROVE or a configuration file.
+        cpu: "check": refuse a processor that lacks features by which programs of the image may have chosen their code;
+            "ignore": wake it there all the same. `Job.warnings` says what may happen.
         tell: called with a message before anything that takes long.
 
     Raises:
@@ -115,10 +120,11 @@ def restore(
         RestoreFailed: a step failed; nothing of the tree is left, and the restore can be tried again.
         NotFound, NotPermitted: there is no such snapshot; the host forbids a capsule.
         ImageDamaged, StoreError: the snapshot cannot be read.
-        ValueError: `files` or `way` is none of the words that it may be.
+        ValueError: `files`, `way` or `cpu` is none of the words that it may be.
     """
     choices.check("files", files, Files)
     choices.check("way", way, Way)
+    choices.check("cpu", cpu, Cpu)
     with (
         failing(RestoreFailed, "the snapshot could not be woken"),
         _stand_ins(stdio) as standard,
@@ -127,7 +133,9 @@ def restore(
         image = reading.read(reader)
         if ports:
             port_remapping.move(image, ports)
-        behind = patiently(lambda: _validate(image, reader, standard, files, asked=snapshot), tell)
+        behind = patiently(lambda: _validate(image, reader, standard, files, cpu, asked=snapshot), tell)
+        with Openers(image) as openers:
+            of_processor = tuple(host_requirements.warnings(image, probe(), MappedCode(image, openers)))
         host_requirements.adapt(image, probe())
         later: shared_memory.Left = frozenset()
         if instead_of is not None:
@@ -177,6 +185,7 @@ def restore(
                             bool(settings.get("prove").value) if prove is None else prove,
                         )
                         job.warnings += notices
+                        job.warnings += of_processor
                         return job
                 except PidTaken:  # by a process that started after the PIDs were found to be free
                     if setting.capsule or one == ways[-1]:
@@ -195,6 +204,7 @@ def explain(
     store: Store | str | os.PathLike[str] | None = None,
     files: Files = "as-they-were",
     way: Way = "best",
+    cpu: Cpu = "check",
 ) -> str:
     """Describe every system call that a restore would make here. Starts, makes and removes nothing.
 
@@ -203,17 +213,17 @@ def explain(
     """
     with failing(RestoreFailed, "the restore cannot be planned"), _open(snapshot, store) as reader:
         image = reading.read(reader)
-        _validate(image, reader, (0, 1, 2), files, asked=snapshot)
+        _validate(image, reader, (0, 1, 2), files, cpu, asked=snapshot)
         here = surroundings.here(surroundings.setting(image, way=way))
         return make(image, here, RestorerFds.imagined(image, reader.blocks)).explain()
 
 
 def _validate(
-    image: pb.Tree, reader: SnapshotReader, stdio: Sequence[int], files: Files, *, asked: str | SnapshotInfo
+    image: pb.Tree, reader: SnapshotReader, stdio: Sequence[int], files: Files, cpu: Cpu, *, asked: str | SnapshotInfo
 ) -> Rollback | None:
     """Validate the image. If ``latest`` was asked for, suggest an earlier snapshot that can be woken."""
     try:
-        return _validate_one(image, reader, stdio, files)
+        return _validate_one(image, reader, stdio, files, cpu)
     except RestoreRefused as refused:
         if asked != "latest":
             raise
@@ -222,17 +232,19 @@ def _validate(
         for info in reversed([*older][-_OLDER:]):
             with suppress(TorporError), home.open(info) as one:
                 if of_one_job(earlier := reading.read(one), image):
-                    _validate_one(earlier, one, stdio, files)
+                    _validate_one(earlier, one, stdio, files, cpu)
                     where = "" if home.path == default_path() else f"--store {shlex.quote(home.path)} "
                     refused.advice = f"an earlier one can be woken: `torpor restore {where}{info.id}`"
                     break
         raise
 
 
-def _validate_one(image: pb.Tree, reader: SnapshotReader, stdio: Sequence[int], files: Files) -> Rollback | None:
+def _validate_one(
+    image: pb.Tree, reader: SnapshotReader, stdio: Sequence[int], files: Files, cpu: Cpu
+) -> Rollback | None:
     behind = Rollback(reader.info.id) if files == "rolled-back" else None
     as_they_are = files == "as-they-are"
-    validate(image, reader.info.id, probe(), stdio, files_as_they_are=as_they_are, behind=behind)
+    validate(image, reader.info.id, probe(), stdio, files_as_they_are=as_they_are, behind=behind, cpu=cpu)
     return behind
 
 

@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from torpor import procfs
+from torpor.arch.x86_64 import levels
 from torpor.errors import NotFound, Refused, RestoreFailed, TorporError, failing
 from torpor.remote import pid_allocation
 from torpor.restorer import capsule
@@ -26,6 +27,7 @@ from torpor.util.inherited import Signals
 from torpor.util.workers import NO_THREAD, Thread
 
 if TYPE_CHECKING:
+    from torpor.arch.x86_64.levels import PortableTo
     from torpor.store import SnapshotInfo, Store
 
 LONGEST = 366 * 86400
@@ -139,6 +141,7 @@ def run(
     keep: int | None = None,
     tags: Mapping[str, str] | None = None,
     with_files: Sequence[str] = (),
+    portable: PortableTo | None = None,
     saved: Callable[[SnapshotInfo], None] | None = None,
     failed: Callable[[TorporError], None] | None = None,
 ) -> int:
@@ -153,6 +156,8 @@ def run(
         keep: how many of these snapshots stay, the newest and those that are pinned; None for all.
         tags: stored with each snapshot; the tag ``name`` is its name.
         with_files: as for `checkpoint`.
+        portable: start it so that libraries which choose their code by the processor keep to this level of x86-64. Its
+            snapshots can then be woken on all processors of the level. None: they use all that this processor has.
         saved: called with each snapshot, from another thread.
         failed: called with the error of each failed save; the command runs on. If the error ends all saving, it is
             called at once, and again when the command ends.
@@ -167,7 +172,10 @@ def run(
     home = None if every is None else _created(store, every)
     if keep is not None and keep < 1:
         raise ValueError(f"keep is {keep}: it is a number of snapshots, 1 or more")
-    job = start(command, signals=Job.hold_signals(), foreground=True)
+    environment = inherited.environment()
+    if portable is not None:
+        environment |= levels.variables(levels.number_of(portable), environment)
+    job = start(command, environment=environment, signals=Job.hold_signals(), foreground=True)
     if every is None or home is None:
         return job.foreground()
     own = _KeptSnapshots(home, keep)

@@ -97,6 +97,7 @@ def validate(
     files_as_they_are: bool = False,
     behind: Rollback | None = None,
     standing: bool = False,
+    cpu: host_requirements.Cpu = "check",
 ) -> None:
     """Find what prevents a restore of an image on this host.
 
@@ -108,6 +109,7 @@ def validate(
         files_as_they_are: accept files that have changed since the checkpoint.
         behind: if files are to be rolled back, notes them, and accepts that they have changed.
         standing: the tree itself still lives; conflicts with it do not count.
+        cpu: whether to refuse a processor without features by which programs may have chosen their code.
 
     Raises:
         RestoreRefused: this host cannot restore the image; the error lists every reason.
@@ -117,10 +119,10 @@ def validate(
     _validate_ended(image)
     for process in living(image):
         _validate_process(process, image)
-    reasons = list(host_requirements.validate(image, host))
+    openers = Openers(image)
+    code = MappedCode(image, openers)
+    reasons = list(host_requirements.validate(image, host, code, cpu))
     if not reasons:
-        openers = Openers(image)
-        code = MappedCode(image, openers)
         for process in living(image):
             for part in PROCESS_PARTS:
                 reasons += part.validate(name_of(process), process)

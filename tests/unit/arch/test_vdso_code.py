@@ -8,7 +8,7 @@ import mmap
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -19,7 +19,7 @@ Function = ctypes.CFUNCTYPE(ctypes.c_long, *[ctypes.c_void_p] * 5)
 
 
 @contextmanager
-def callable_code(code: bytes) -> Iterator[ctypes._CFuncPtr]:
+def callable_code(code: bytes) -> Iterator[Callable[..., int]]:
     """The code as a C function of five arguments."""
     with mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC) as memory:
         memory[: len(code)] = code

@@ -26,6 +26,7 @@ def no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_torpor_ps_knows_which_options_take_a_word() -> None:
     """It reads the command lines of others: a word too few, and an option of the job counts as Torpor's."""
     options = [one for one in command.command.params if isinstance(one, click.Option) and not one.is_flag]
+    options = [one for one in options if one.name != "portable"]  # --portable[=LEVEL] takes no word of its own
     assert {name for one in options for name in one.opts} == jobs.WITH_VALUE
 
 
@@ -39,6 +40,36 @@ def test_options_behind_the_command_are_the_jobs(run: Torpor, monkeypatch: pytes
     monkeypatch.setattr(torpor, "run", ran, raising=False)
     assert run("run", "--every", "1m", "train.py", "--store", "data", "--json") == (5, "", "")
     assert seen == [("train.py", "--store", "data", "--json"), None, 60.0, 5]
+
+
+@pytest.mark.parametrize(
+    ("words", "portable", "cmd"),
+    [
+        (["--portable", "train.py"], "x86-64-v3", ("train.py",)),
+        (["--portable", "--", "train.py"], "x86-64-v3", ("train.py",)),
+        (["--every", "1m", "--portable", "train.py", "--portable"], "x86-64-v3", ("train.py", "--portable")),
+        (["--portable=x86-64-v2", "train.py"], "x86-64-v2", ("train.py",)),
+        (["--", "train.py", "--portable"], None, ("train.py", "--portable")),
+        (["train.py", "--portable", "on"], None, ("train.py", "--portable", "on")),
+    ],
+)
+def test_a_level_is_given_behind_an_equals_sign(
+    run: Torpor, monkeypatch: pytest.MonkeyPatch, words: list[str], portable: str | None, cmd: tuple[str, ...]
+) -> None:
+    seen: list[Any] = []
+
+    def ran(cmd: tuple[str, ...], **options: Any) -> int:
+        seen.append((options["portable"], cmd))
+        return 0
+
+    monkeypatch.setattr(torpor, "run", ran, raising=False)
+    assert run("run", *words) == (0, "", "")
+    assert seen == [(portable, cmd)]
+
+
+def test_a_level_that_does_not_exist_is_a_wrong_command_line(run: Torpor) -> None:
+    code, _, err = run("run", "--portable=x86-64-v9", "true")
+    assert (code, "x86-64-v9" in err) == (2, True)
 
 
 def test_a_notice_is_printed_once_and_the_limit_when_it_is_reached(capsys: pytest.CaptureFixture[str]) -> None:

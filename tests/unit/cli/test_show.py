@@ -30,7 +30,7 @@ def test_show(run: Torpor, store: Store) -> None:
         "fd 3: tcp, listens on 127.0.0.1:8080",
         "fd 4: pipe, pipe 0, read end, 7 bytes in it",
         "standard input, was terminal /dev/pts/3",
-        "x86_64 processor with its features, and the register sets in use: no special ones; 4.0 KiB pages",
+        "a processor of the level x86-64-v1, and the register sets in use: no special ones; 4.0 KiB pages",
         "free ports: 127.0.0.1:8080",
         "root, under no system-call filter (seccomp): programs have filters of their own",
         "system-call filters (seccomp) like those that it was under: 2",

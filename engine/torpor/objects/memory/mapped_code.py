@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 
 from torpor.image import image_pb2 as pb
+from torpor.objects.memory.mapped_files import is_there
 from torpor.objects.paths import bundle
 from torpor.objects.paths.opener import Openers
 
@@ -26,7 +27,7 @@ class MappedCode:
         self._found: dict[tuple[int, bytes], bool] = {}
 
     def with_word(self, process: pb.Process, word: bytes) -> list[str]:
-        """The files that a process executes and that have `word` in them, or that cannot be read here."""
+        """The files that a process executes and that have `word` in them, or that are not here to be read."""
         return [os.fsdecode(self._image.files[index].path) for index in _executed(process) if self._has(index, word)]
 
     def _has(self, index: int, word: bytes) -> bool:
@@ -34,7 +35,8 @@ class MappedCode:
         if key not in self._found:
             file = self._image.files[index]
             try:
-                self._found[key] = file.path in self._bundled or self._read(index, file, word)
+                gone = file.path in self._bundled and not is_there(file, self._openers.file(index))
+                self._found[key] = gone or self._read(index, file, word)
             except OSError:  # another reason for a refusal, or a file that nobody may read
                 self._found[key] = True
         return self._found[key]

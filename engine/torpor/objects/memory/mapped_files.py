@@ -259,7 +259,7 @@ def open_all(image: pb.Tree, reader: SnapshotReader, base: int, openers: Openers
         for index, file in enumerate(image.files):
             bundled = None if index in shared else bundles.get(file.path)
             opener = openers.file(index)
-            if bundled is not None and not _is_there(file, opener):
+            if bundled is not None and not is_there(file, opener):
                 fd = bundle.in_memory(bundled, reader)
             else:
                 fd = _open(file, os.O_RDWR if index in writers else os.O_RDONLY, opener)
@@ -326,7 +326,7 @@ def open_for_reading(image: pb.Tree, opened: dict[int, dict[int, int]], base: in
     return found
 
 
-def _is_there(file: pb.FileRef, opener: Opener) -> bool:
+def is_there(file: pb.FileRef, opener: Opener) -> bool:
     """Whether the file with this name is that of the image."""
     try:
         fd = _open(file, os.O_RDONLY, opener)

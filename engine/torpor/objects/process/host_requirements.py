@@ -14,15 +14,20 @@ import struct
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from torpor import procfs
-from torpor.arch.x86_64 import XCR0_OFFSET, xsave
+from torpor.arch.x86_64 import XCR0_OFFSET, levels, xsave
 from torpor.errors import Reason
 from torpor.image import image_pb2 as pb
+from torpor.objects.memory.mapped_code import MappedCode
 from torpor.probe import Probe
 
+Cpu = Literal["check", "ignore"]
+"""Whether a restore refuses a processor without features by which programs may have chosen their code."""
+
 CODE_FLAGS = frozenset((
-    "sse3", "ssse3", "sse4_1", "sse4_2", "popcnt", "movbe", "aes", "pclmulqdq", "avx", "avx2", "fma", "f16c",
+    "pni", "cx16", "ssse3", "sse4_1", "sse4_2", "popcnt", "movbe", "aes", "pclmulqdq", "avx", "avx2", "fma", "f16c",
     "bmi1", "bmi2", "abm", "adx", "sha_ni", "rdrand", "rdseed", "fsgsbase", "vaes", "vpclmulqdq",
     "gfni", "avx_vnni", "rdpid", "clwb", "clflushopt", "movdiri", "movdir64b", "serialize", "waitpkg", "xsavec",
     "avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl", "avx512ifma", "avx512vbmi", "avx512_vbmi2",
@@ -35,6 +40,10 @@ program uses them, its registers and mappings show.
 """
 TILE_FLAGS = frozenset(("amx_tile", "amx_int8", "amx_bf16"))
 """Features that a program must request first."""
+_CPUID = b"\x0f\xa2"
+"""The instruction by which a program asks for features."""
+_FEW = 3
+"""How many files to name."""
 _LATEST_NS = 1 << 62
 """The maximal clock value in a time namespace (KTIME_SEC_MAX / 2, kernel/time/namespace.c)."""
 _TILES = 0b11 << 17
@@ -85,12 +94,72 @@ def validate_form(image: pb.Tree) -> Iterator[str]:
         if not 2 <= one.number < 63 or one.offset < xsave.MIN_XSAVE or one.offset + one.size > host.xsave_size:
             yield f"the register set {one.number} lies outside of the area for it"
     there = _layout(host)
+    for process in image.processes:
+        if process.portable and process.portable not in levels.FLAGS:
+            yield f"process {process.pid} keeps to a level of processors that does not exist"
     for thread in _threads(image):
         if there is not None and not xsave.names_all(thread.xstate, there):
             yield f"thread {thread.tid} has register sets in use of which it does not say where they lie"
 
 
-def validate(image: pb.Tree, host: Probe) -> Iterator[Reason]:
+def needed_flags(image: pb.Tree) -> frozenset[str]:
+    """The features of the image's processor by which its programs may have chosen their code."""
+    tiles = any(process.xstate_permitted & _TILES for process in image.processes)
+    found = (CODE_FLAGS | TILE_FLAGS if tiles else CODE_FLAGS).intersection(image.host.cpu_flags)
+    level = portable(image)
+    return found & (levels.FLAGS[level] | TILE_FLAGS) if level else found
+
+
+def portable(image: pb.Tree) -> int:
+    """The level of processors to which all programs of the tree keep; 0: none."""
+    kept = {process.portable for process in image.processes if not process.zombie}
+    return 0 if 0 in kept else max(kept, default=0)
+
+
+def beyond(image: pb.Tree) -> tuple[int, list[str]]:
+    """The highest level whose processors all wake the image if they also have these features; 1: not even x86-64-v2."""
+    needed = needed_flags(image)
+    reached = [level for level, flags in levels.FLAGS.items() if flags & CODE_FLAGS <= needed]
+    level = max(reached, default=1)
+    return level, sorted(needed - levels.FLAGS.get(level, frozenset()))
+
+
+def lacking(image: pb.Tree, host: Probe, code: MappedCode) -> str:
+    """In words: which features this processor lacks, and by whom they may be used; empty if it has all."""
+    missing = needed_flags(image) - host.cpu_flags
+    if not missing:
+        return ""
+    askers = {os.path.basename(path) for path in _askers(image, code)}
+    how = f"by which {_few(askers)} may have chosen code" if askers else "for which programs may have been compiled"
+    return f"it lacks {', '.join(sorted(missing))}, {how}"
+
+
+def warnings(image: pb.Tree, host: Probe, code: MappedCode) -> Iterator[str]:
+    """What may happen to the job on this processor, if features that it lacks are no reason to refuse."""
+    happens = "a process that uses them ends with SIGILL (illegal instruction)"
+    if words := lacking(image, host, code):
+        yield f"this processor is not like the image's: {words}; {happens}"
+    if level := portable(image):
+        rest = CODE_FLAGS.intersection(image.host.cpu_flags) - host.cpu_flags - levels.FLAGS[level]
+        names = {os.path.basename(path) for path in _askers(image, code)} if rest else set()
+        if others := {name for name in names if not name.startswith(levels.OBEY)}:
+            choose = "chooses its" if len(others) == 1 else "choose their"
+            what = f"this processor lacks {', '.join(sorted(rest))}"
+            yield f"{_few(others)} {choose} code without regard to --portable, and {what}; {happens}"
+
+
+def _askers(image: pb.Tree, code: MappedCode) -> set[str]:
+    """The programs and libraries that ask the processor for its features."""
+    return {path for process in image.processes for path in code.with_word(process, _CPUID)}
+
+
+def _few(names: set[str]) -> str:
+    first = sorted(names)[:_FEW]
+    more = len(names) - len(first)
+    return ", ".join(first) + (f" and {more} more" if more else "")
+
+
+def validate(image: pb.Tree, host: Probe, code: MappedCode, cpu: Cpu = "check") -> Iterator[Reason]:
     """What the image needs of the processor, page size and register sets, and this host lacks."""
     needed = image.host
     if needed.architecture != host.architecture:
@@ -98,11 +167,10 @@ def validate(image: pb.Tree, host: Probe) -> Iterator[Reason]:
         return
     if needed.page_size != host.page_size:
         yield Reason("this host", f"the image has pages of {needed.page_size} bytes, and here are {host.page_size}")
-    tiles = any(process.xstate_permitted & _TILES for process in image.processes)
-    flags = CODE_FLAGS | TILE_FLAGS if tiles else CODE_FLAGS
-    if missing := flags.intersection(needed.cpu_flags) - host.cpu_flags:
-        why = f"it lacks {', '.join(sorted(missing))}"
-        yield Reason("this processor", why, "restore on one like the image's host")
+    if cpu == "check" and (why := lacking(image, host, code)):
+        yield Reason(
+            "this processor", why, "restore on one like the image's host, or at your own risk with --cpu=ignore"
+        )
     there, here = _layout(needed), _layout_of(host)
     if there is None:
         yield Reason("this processor", "the image does not say where its register sets lie in memory")

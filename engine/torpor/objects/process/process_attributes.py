@@ -16,7 +16,7 @@ from functools import cache
 from typing import NamedTuple
 
 from torpor import procfs
-from torpor.arch.x86_64 import NR
+from torpor.arch.x86_64 import NR, levels
 from torpor.image import image_pb2 as pb
 from torpor.objects.memory import vmas
 from torpor.objects.part import Answers, ProcessPart, Stage, Step
@@ -159,6 +159,7 @@ class ProcFiles(ProcessPart[None, OomScores]):
         """From the texts."""
         out.oom_score_adj = answers.texts.oom_score_adj
         out.coredump_filter = answers.texts.coredump_filter
+        out.portable = levels.kept_to(answers.texts.environment)
 
     def host(self) -> OomScores:
         """Lowering it takes CAP_SYS_RESOURCE in the initial user namespace (fs/proc/base.c, __set_oom_adj)."""

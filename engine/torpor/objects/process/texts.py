@@ -38,6 +38,8 @@ class Texts:
     label: str = ""
     shares_fs: bool = False
     """Whether its current and root directory and its umask are its parent's, too (CLONE_FS)."""
+    environment: bytes = b""
+    """The environment that its program was started with, as far as the program has not overwritten it."""
 
     @property
     def own_pid(self) -> int:
@@ -64,6 +66,7 @@ def grab(pid: int, *, zombie: bool = False) -> Texts:
         _autogroup_nice(folder),
         security_labels.of(pid),
         sharing.with_parent(pid, (stat.ppid,), sharing.KCMP_FS),
+        procfs.read(f"{folder}/environ"),
     )
 
 

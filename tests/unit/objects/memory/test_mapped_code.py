@@ -56,8 +56,18 @@ def test_what_cannot_be_read_may_have_every_word(tmp_path: Path) -> None:
     bundled.write_bytes(b"other words")
     os.mkfifo(fifo)
     image = executing(missing, bundled, fifo)
-    image.bundles.add(path=bytes(bundled))
+    image.bundles.add(path=bytes(bundled))  # another one: the image's has another size
     assert found(image) == [str(missing), str(bundled), str(fifo)]
+
+
+def test_a_bundled_file_that_is_here_is_searched(tmp_path: Path) -> None:
+    path = tmp_path / "lib.so"
+    path.write_bytes(b"other words")
+    image = executing(path)
+    image.bundles.add(path=bytes(path))
+    image.files[0].size, image.files[0].mtime_ns = path.stat().st_size, path.stat().st_mtime_ns
+    assert found(image) == []
+    assert found(image, b"other") == [str(path)]
 
 
 @pytest.mark.parametrize("before", [0, 1, 99, 100, 101, 108, 109, 110, 111, 1000])
