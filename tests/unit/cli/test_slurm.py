@@ -24,7 +24,7 @@ def test_every_option_for_a_job_is_one_of_the_supervisor() -> None:
         """Nothing."""
 
     named = {one.name for one in command.params}
-    assert named == {field.name for field in dataclasses.fields(Options)} - {"every", "with_files"}
+    assert named == {field.name for field in dataclasses.fields(Options)} - {"every", "with_files", "portable"}
     for other in (running.command, sbatch.command):
         mine = {one.name: one.to_info_dict() for one in other.params}
         assert {one.name: one.to_info_dict() for one in command.params if one.name} == {
