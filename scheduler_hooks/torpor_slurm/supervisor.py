@@ -190,12 +190,11 @@ class Supervisor:
     def _start(self) -> Job:
         stand_ins = self.directory.stand_ins
         command = [str(stand_ins / "srun"), *self.command[1:]] if self.command[0] == "srun" else self.command
-        path = f"{stand_ins}:{os.environ.get('PATH', os.defpath)}"
-        inherited, level = inherited_environment(), self.options.portable
+        given = inherited_environment()
         environment = {
             **mpi_environment.variables(self.directory.path, tcp=self.options.mpi == "tcp"),
-            **(inherited if level is None else portable_environment(level, inherited)),
-            "PATH": path,
+            **(portable_environment(self.options.portable, given) if self.options.portable else given),
+            "PATH": f"{stand_ins}:{os.environ.get('PATH', os.defpath)}",
             ENV_FILE: str(self.directory.environment_file),
         }
         return start(command, environment=environment, signals=self.given)
