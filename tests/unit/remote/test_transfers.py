@@ -15,6 +15,7 @@ from tests.conformance.harness import wait_until
 from tests.unit.remote.targets import Start, start, tell
 from torpor import procfs
 from torpor.arch.x86_64 import ORIG_RAX, RAX, RDX, RIP, RSI, RSP
+from torpor.arch.x86_64.transfers import CODE
 from torpor.remote import memory, ptrace, transfers
 from torpor.remote.code_stubs import STUBS
 from torpor.remote.freeze import Frozen
@@ -193,9 +194,9 @@ def test_a_vdso_with_the_code_or_a_part_of_it_is_as_the_kernel_made_it(start: St
     target = start(WAITS + "told(lambda: 1)")
     (code,) = (one for one in procfs.mappings(target.pid) if one.name == b"[vdso]")
     plain = memory.read(target.pid, code.start, code.end - code.start)
-    at = len(plain) - len(STUBS) - len(transfers.CODE)
-    whole = plain[:at] + transfers.CODE + plain[at + len(transfers.CODE) :]
-    part = plain[: at + 8] + transfers.CODE[8:16] + plain[at + 16 :]
+    at = len(plain) - len(STUBS) - len(CODE)
+    whole = plain[:at] + CODE + plain[at + len(CODE) :]
+    part = plain[: at + 8] + CODE[8:16] + plain[at + 16 :]
     other = plain[:at] + bytes(8) + struct.pack("<Q", 1) + plain[at + 16 :]
     assert transfers.without_code(whole) == transfers.without_code(part) == plain
     assert transfers.without_code(other) == other

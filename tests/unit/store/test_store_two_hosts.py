@@ -32,7 +32,7 @@ def mounts(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
         for path in paths:
             path.mkdir()
             subprocess.run(["bindfs", tmp_path / "disk", path], check=True)
-            stack.callback(subprocess.run, ["umount", path], check=True)
+            stack.callback(subprocess.check_call, ["umount", path])
         yield paths
 
 
