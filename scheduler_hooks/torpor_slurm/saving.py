@@ -15,6 +15,8 @@ from torpor_slurm.messages import Failures, tell
 
 FIRST_RETRY, LAST_RETRY = 0.1, 3.0
 """Seconds after which a failed save is tried again: the first time (the cause may be over soon), and at most."""
+UNKNOWN_GRACE = 10.0
+"""Seconds that a job is assumed to have left if Slurm does not say when it ends it."""
 FIRST_RATE = 100e6
 """Bytes per second that a save is assumed to reach until one was measured."""
 
@@ -34,6 +36,10 @@ class Saving:
         """Seconds to wait after the next failed save."""
         self.succeeded = False
         """Whether a save has succeeded in this run."""
+        self._held: int | None = None
+        self._until = 0.0
+        self._told = False
+        """Whether the application was sent the signal that was held back."""
         self._printed: set[str] = set()
         """The notices of snapshots that were printed for the user: each is printed once."""
 
@@ -45,6 +51,8 @@ class Saving:
             then: whether it runs on or ends.
             found: the snapshots of earlier runs that this run may wake.
         """
+        if then == "kill" and self._told:
+            return False  # it may be ending: woken in the middle of that it would seem to have finished
         began = time.monotonic()
         stats = torpor.Stats()
         try:
@@ -83,6 +91,28 @@ class Saving:
         wait = self.retry
         self.retry = min(LAST_RETRY, 2 * wait)
         return wait
+
+    def hold(self, number: int, deadline: float | None) -> None:
+        """Keep back a signal that the application catches, until half of the time that is left is over.
+
+        Args:
+            number: the signal.
+            deadline: when Slurm ends the application (seconds since the epoch; None: not known).
+        """
+        if self._held is None:
+            left = UNKNOWN_GRACE if deadline is None else max(0.0, deadline - time.time())
+            self._held, self._until = number, time.monotonic() + left / 2
+
+    def due(self) -> int | None:
+        """The signal that was held back, once, when its time has come. From then on nothing is saved and killed."""
+        if self._held is None or self._told or time.monotonic() < self._until:
+            return None
+        self._told = True
+        return self._held
+
+    def let_go(self) -> None:
+        """Forget the signal that is held back: the job is not to end any more."""
+        self._held, self._told = None, False
 
     def _measure(self, snapshot: Snapshot, took: float) -> None:
         rate = max(1.0, snapshot.size / took)

@@ -123,8 +123,7 @@ class Supervisor:
         self.retry_at = 0.0
         """When to try again to save, or to ask for the cause (time.monotonic())."""
         self.warned = False
-        """Whether SIGTERM has come, or any warning while the application ended. Slurm may have sent the same signal to
-        the application."""
+        """Whether SIGTERM has come, or any warning at the end; the application may have got the same signal."""
         self.forwarded: set[int] = set()
         """The signals of WARNINGS that were forwarded to the application."""
         self.next_save = float("inf")
@@ -298,6 +297,7 @@ class Supervisor:
         self.directory.log(f"{news}: {answer.cause.value}")
         if not REACTIONS[answer.cause].leaves:
             self.asked_to_end, self.leaving = False, None
+            self.saving.let_go()
             if answer.cause is Cause.REQUEUED_ITSELF:
                 self.next_save = float("inf")
             # Slurm lets the job run. If its answer comes late, do not kill the job by an old signal without a reason.
@@ -370,7 +370,9 @@ class Supervisor:
         if not self._save("kill"):
             self.retry_at = time.monotonic() + self.saving.next_retry()
             if number is not None and not processes.dies_of(self.job.tree_pid, number):
-                self._forward(number, asks_to_end=True)  # it catches the signal; if not, a retry may save it
+                self.saving.hold(number, answer.deadline)  # a retry may save it before it reacts
+            if due := self.saving.due():
+                self._forward(due, asks_to_end=True)
             return None
         self.gone = True
         self.job.wait()
@@ -387,10 +389,7 @@ class Supervisor:
         return 0
 
     def _reason_to_leave(self) -> Finding | None:
-        """If the job's end is near, return the reason; None if it is not, or was postponed (the controller is asked).
-
-        The reason may also be a grace time whose start this process has missed.
-        """
+        """Why to leave: the end is near, and not postponed, or a grace time began unseen. None: there is no reason."""
         record = self.record
         if self.leaving is not None or not record.limited or record.end is None:
             return None

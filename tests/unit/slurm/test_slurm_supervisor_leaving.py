@@ -119,11 +119,46 @@ def test_one_that_ends_well_on_the_warning_of_a_preemption_is_not_finished(rig: 
         rig.app.code = 0
 
     rig.app.catches, rig.app.gives_in = {signal.SIGTERM}, gives_in
-    rig.preempt()
+    rig.preempt(grace=0)
     rig.fail = [CheckpointFailed("the disk is full")]
     rig.warn()
     assert rig.watch() == 0
+    assert (rig.saves, rig.app.heard) == (["kill"], [signal.SIGTERM])
     assert (rig.requeued, rig.directory.finished) == (["12"], None)
+
+
+def test_one_that_was_told_to_end_is_not_saved_in_the_middle_of_it(rig: Rig) -> None:
+    """It would be woken there, end at once, and seem to have finished."""
+    rig.monkeypatch.setattr(saving, "FIRST_RETRY", 0.01)
+    rig.supervise(Options())
+    rig.app.catches, rig.app.end_after = {signal.SIGTERM}, 20
+    rig.preempt(grace=0)
+    rig.fail = [CheckpointFailed("it has an io_uring")]
+    rig.warn()
+    rig.watch()
+    assert (rig.saves, rig.app.heard) == (["kill"], [signal.SIGTERM])
+
+
+def test_the_signal_is_held_back_while_half_of_the_time_is_left_for_retries(rig: Rig) -> None:
+    rig.monkeypatch.setattr(saving, "FIRST_RETRY", 0.01)
+    rig.supervise(Options())
+    rig.app.catches = {signal.SIGTERM}
+    rig.preempt()
+    rig.fail = [CheckpointFailed("it is about to begin")] * 3
+    rig.warn()
+    assert rig.watch() == 0
+    assert (rig.saves, rig.app.heard, rig.requeued) == (["kill"] * 4, [], ["12"])
+
+
+def test_what_is_not_to_end_after_all_is_saved_at_the_next_warning(rig: Rig) -> None:
+    held = rig.tried.saving
+    held.hold(signal.SIGTERM, time.time())
+    held.hold(signal.SIGUSR1, None)
+    assert (held.due(), held.due()) == (signal.SIGTERM, None)
+    assert not rig.tried._save("kill") and rig.saves == []
+    held.let_go()
+    assert held.due() is None
+    assert rig.tried._save("kill")
 
 
 def test_what_the_user_cancels_while_it_could_not_be_saved_is_left_to_end(rig: Rig) -> None:
@@ -191,7 +226,7 @@ def test_a_cancel_that_the_controller_tells_of_late_is_handed_on(rig: Rig) -> No
     assert (rig.saves, rig.app.heard, rig.directory.finished) == (["run"], [signal.SIGTERM], None)
 
 
-def test_a_save_that_fails_is_tried_again_and_an_application_that_listens_is_warned(rig: Rig) -> None:
+def test_a_save_that_fails_is_tried_again_before_an_application_that_listens_is_warned(rig: Rig) -> None:
     rig.app.catches = {signal.SIGTERM}
     rig.supervise(Options(every=0.01))
     rig.preempt()
@@ -201,7 +236,7 @@ def test_a_save_that_fails_is_tried_again_and_an_application_that_listens_is_war
     assert rig.watch() == 0
     assert time.monotonic() - began >= 2 * 0.05, "it waits between two tries"
     assert (rig.saves, rig.requeued) == (["kill"] * 3, ["12"]), "to leave is what counts now"
-    assert rig.app.heard == [signal.SIGTERM], "once: it was warned once"
+    assert rig.app.heard == [], "half of the time is not over"
 
 
 def test_a_fault_of_ours_in_a_save_does_not_cost_the_job(rig: Rig, capfd: pytest.CaptureFixture[str]) -> None:
