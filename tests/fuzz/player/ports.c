@@ -105,6 +105,8 @@ static long connect_to(const long *a)
 	getsockopt(there, SOL_SOCKET, SO_ACCEPTCONN, &listens, &length);
 	if (group || !listens)
 		return -3;
+	if (getpid() != shared->actors[0].pid)
+		return -5; /* it may end, and so close what was not accepted: see below */
 	if (at.ss_family == AF_INET && four->sin_addr.s_addr == htonl(INADDR_ANY))
 		four->sin_addr.s_addr = htonl(INADDR_LOOPBACK);
 	if (at.ss_family == AF_INET6 && IN6_IS_ADDR_UNSPECIFIED(&six->sin6_addr))

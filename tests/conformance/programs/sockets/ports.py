@@ -137,10 +137,14 @@ def main() -> None:
     groups[3][1].listen(0)  # fewer than wait already
     everything = [*(one for group in (*groups, *pairs) for one in group), alone, *unwilling_ones, *sharing]
     everything += [generous, strict, *unlike()]
+    ended = everything.pop(everything.index(unwilling_ones[5]))
     before = [*map(numbers, everything)]
+    was = ended.getsockname()
     ready_and_wait()
 
     same([*map(numbers, everything)], before, "ports")
+    # It has released its port, and does not get it again if its connection has ended a moment ago (released_ports.py).
+    expect(ended.getsockname() in (was, ("0.0.0.0", 0)), f"one that listened: {was} became {ended.getsockname()}")
     for near, far in pairs:
         near.sendall(b"to and")
         same(far.recv(10), b"to and", f"a connection to {far.getsockname()}")
