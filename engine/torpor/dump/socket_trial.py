@@ -33,6 +33,7 @@ from torpor.image import image_pb2 as pb
 from torpor.objects.fds import descriptors
 from torpor.objects.fds.eventfd import Eventfd
 from torpor.objects.kind import Built, FdReference
+from torpor.objects.opening import O_ASYNC
 from torpor.objects.paths.opener import Openers, socket_path
 from torpor.objects.sockets import addresses, common, tcp_ports, unix_names
 from torpor.objects.sockets.addresses import Address
@@ -188,7 +189,7 @@ def _only_sockets(image: pb.Tree) -> pb.Tree:
         if kind not in _SOCKETS:
             _replace(tree.descriptions.add())
             continue
-        copy = tree.descriptions.add(flags=one.flags)
+        copy = tree.descriptions.add(flags=one.flags & ~O_ASYNC)  # set with the owner of its signals, a process
         getattr(copy, kind).CopyFrom(getattr(one, kind))
         if kind == "tcp":
             copy.tcp.kept = ""
