@@ -191,8 +191,9 @@ def _only_sockets(image: pb.Tree) -> pb.Tree:
             continue
         copy = tree.descriptions.add(flags=one.flags & ~O_ASYNC)  # set with the owner of its signals, a process
         getattr(copy, kind).CopyFrom(getattr(one, kind))
-        if kind == "tcp":
-            copy.tcp.kept = ""
+        if kind == "tcp" and copy.tcp.kept:
+            for field in ("kept", "shut_read", "shut_write"):
+                copy.tcp.ClearField(field)
         elif kind == "unix" and not one.unix.closed_there and one.unix.connected_to not in names:
             # Validation has tried it with the socket of that name.
             copy.unix.connected_to = b""
