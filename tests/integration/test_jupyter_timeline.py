@@ -115,7 +115,8 @@ def test_checkpoints_by_rules(ordinary_account: User) -> None:
             wait_until(lambda: len(automatic(server, kernel)) == 2, "the oldest one goes")
             newest = automatic(server, kernel)
             assert [c["execution_count"] for c in newest] == [3, 5]
-            assert [c["parent"] for c in newest] == [None, newest[0]["id"]]
+            parents = [None, newest[0]["id"]]
+            wait_until(lambda: [c["parent"] for c in automatic(server, kernel)] == parents, "the tree to be one again")
             server.torpor(kernel, f"/checkpoints/{newest[0]['id']}/restore")
             assert notebook.run("print(x)") == "1\n"
             (only,) = wait_until(lambda: automatic(server, other), "it is saved when its time has come")
