@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.conformance.harness import wait_until
 from torpor_slurm import filters
 from torpor_slurm.allocation import ENV_FILE
+from torpor_slurm.step import job_processes
 
 SLOW = "import sys; sys.stdin.read(); print('last', flush=True)"
 
@@ -41,6 +43,8 @@ def test_what_does_not_end_is_waited_for_only_so_long(tmp_path: Path, monkeypatc
         monkeypatch.setattr(filters, "LONGEST", 1e6)
         filters.wait_for_end(tmp_path / "env")
         children.append(subprocess.Popen(sleep, stdin=subprocess.PIPE, env=own))
+        mine = {ENV_FILE: str(tmp_path / "env")}  # its environment is there only some time after its descriptors
+        wait_until(lambda: children[-1].pid in dict(job_processes.environments(mine)), "it to belong to the job")
         monkeypatch.setattr(filters, "LONGEST", 0.2)
         began = time.monotonic()
         filters.wait_for_end(tmp_path / "env")
