@@ -85,6 +85,10 @@ def main() -> None:
     os.close(reader)
     os.close(told)
     me = os.getpid()
+    # Those who told of them may not have ended yet.
+    for pid, parent in [*((pid, me) for pid, _ in found.values()), (kept, adopting)]:
+        while parent_of(pid) != parent:
+            os.sched_yield()
     ready_and_wait()
 
     for what, (pid, session) in found.items():
