@@ -27,13 +27,29 @@ VDSO = b"[vdso]"
 
 def without_stubs(code: bytes) -> bytes:
     """The code of a vDSO without the stubs that a dumper wrote to it."""
-    return code[: -len(STUBS)] + bytes(len(STUBS)) if _are_stubs(code[-len(STUBS) :]) else code
+    return without(code, STUBS, len(code) - len(STUBS))
 
 
-def _are_stubs(end: bytes) -> bool:
-    """Whether `end` is the stubs or a part of them: they are written and removed word by word."""
-    words = zip(_words(end), _words(STUBS), strict=True)
-    return all(word in (stub, 0) for word, stub in words)
+def without(vdso: bytes, code: bytes, at: int) -> bytes:
+    """The code of a vDSO without what a dumper wrote to it at this offset."""
+    end = at + len(code)
+    return vdso[:at] + bytes(len(code)) + vdso[end:] if is_written(vdso[at:end], code) else vdso
+
+
+def is_written(content: bytes, code: bytes) -> bool:
+    """Whether `content` is the code, or a part of it between zeros: it is written and removed word by word."""
+    return all(word in (wanted, 0) for word, wanted in zip(_words(content), _words(code), strict=True))
+
+
+def write(tid: int, at: int, code: bytes) -> None:
+    """Write code to the vDSO of a stopped thread."""
+    for number, word in enumerate(_words(code)):
+        ptrace.poke(tid, at + 8 * number, word)
+
+
+def vdso_code(maps: Sequence[procfs.Mapping]) -> procfs.Mapping | None:
+    """The mapping of the vDSO's code."""
+    return next((one for one in maps if one.name == VDSO and one.perms[2:3] == b"x"), None)
 
 
 def _words(code: bytes) -> Iterator[int]:
@@ -52,15 +68,15 @@ class VdsoStubs:
         Raises:
             CheckpointFailed: it has no vDSO, or its vDSO has no room.
         """
-        code = next((one for one in maps if one.name == VDSO and one.perms[2:3] == b"x"), None)
+        code = vdso_code(maps)
         self._tid, self._at = tid, code.end - len(STUBS) if code else 0
-        if not code or not _are_stubs(memory.read(tid, self._at, len(STUBS))):
+        if not code or not is_written(memory.read(tid, self._at, len(STUBS)), STUBS):
             raise CheckpointFailed(
                 f"process {tid} has no code that calls rt_sigreturn, and no vDSO that could hold it: torpor cannot make"
                 " system calls in it safely",
                 advice="this happens only to programs without a C library that have unmapped their vDSO",
             )
-        self._write(STUBS)
+        write(tid, self._at, STUBS)
 
     @property
     def places(self) -> tuple[int, int]:
@@ -74,11 +90,7 @@ class VdsoStubs:
             standing: the instruction pointers of the process's threads.
         """
         if not any(self._at <= address < self._at + len(STUBS) for address in standing):
-            self._write(bytes(len(STUBS)))
-
-    def _write(self, code: bytes) -> None:
-        for number, word in enumerate(_words(code)):
-            ptrace.poke(self._tid, self._at + 8 * number, word)
+            write(self._tid, self._at, bytes(len(STUBS)))
 
 
 class CodeStubs:

@@ -23,12 +23,11 @@ from torpor import procfs
 from torpor.arch.x86_64 import NR, ORIG_RAX, R10, RDI, RIP, RSP, transfers
 from torpor.arch.x86_64.transfers import CODE, FRAME_SIZE, Transfer
 from torpor.procfs import PAGE
-from torpor.remote import copies, memory, ptrace
-from torpor.remote.code_stubs import STUBS, VDSO
+from torpor.remote import code_stubs, copies, memory
+from torpor.remote.code_stubs import STUBS
 from torpor.remote.sys import syscall
 
 _FROM_END = len(STUBS) + len(CODE)
-_WORD = struct.Struct("<q")
 _ENDLESS = ("/dev/zero", "/dev/random", "/dev/urandom")
 _STREAM = struct.pack("=i", socket.SOCK_STREAM)
 
@@ -63,15 +62,14 @@ def in_code(tid: int, transfer: Transfer) -> array[int] | None:
     Raises:
         OSError: the thread has ended, or has no stack.
     """
-    code = next((one for one in procfs.mappings(tid) if one.name == VDSO and one.perms[2:3] == b"x"), None)
+    code = code_stubs.vdso_code(procfs.mappings(tid))
     if code is None:
         return None
     at = code.end - _FROM_END
     if (there := memory.read(tid, at, len(CODE))) != CODE:
-        if not is_code(there):
+        if not code_stubs.is_written(there, CODE):
             return None
-        for number, (word,) in enumerate(_WORD.iter_unpack(CODE)):
-            ptrace.poke(tid, at + 8 * number, word)
+        code_stubs.write(tid, at, CODE)
     registers, address, frame = transfers.by_code(transfer, at)
     memory.write_stack(tid, address, frame)
     return registers
@@ -84,17 +82,9 @@ def taken_back(tid: int, registers: array[int]) -> Transfer:
     return transfers.taken_back(registers, at, memory.read(tid, registers[RSP], FRAME_SIZE))
 
 
-def is_code(content: bytes) -> bool:
-    """Whether these 32 bytes are the code, or a part of it between zeros: it is written word by word."""
-    words = zip(_WORD.iter_unpack(content), _WORD.iter_unpack(CODE), strict=True)
-    return all(one in (word, (0,)) for one, word in words)
-
-
 def without_code(vdso: bytes) -> bytes:
     """The code of a vDSO without that of ours."""
-    if is_code(vdso[-_FROM_END : -len(STUBS)]):
-        return vdso[:-_FROM_END] + bytes(len(CODE)) + vdso[-len(STUBS) :]
-    return vdso
+    return code_stubs.without(vdso, CODE, len(vdso) - _FROM_END)
 
 
 def _code_around(tid: int, registers: array[int]) -> int | None:
