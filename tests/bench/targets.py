@@ -25,6 +25,7 @@ while True:
 """At each SIGUSR1 it writes to a share of its pages, at random."""
 _TREE = """
 import os, signal
+held = bytearray(os.urandom({shared} << 20))
 for _ in range(99):
     if not os.fork():
         break
@@ -38,16 +39,6 @@ threading.stack_size(256 << 10)
 for _ in range({count} - 1): threading.Thread(target=threading.Event().wait, daemon=True).start()
 print("ready", flush=True)
 threading.Event().wait()
-"""
-_SHARED = """
-import os, signal
-held = bytearray(os.urandom(64 << 20))
-for _ in range(99):
-    if not os.fork():
-        break
-else:
-    print("ready", flush=True)
-while True: signal.pause()
 """
 _DESCRIPTORS = """
 import os, resource, threading
@@ -122,8 +113,8 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 TARGETS = (
     *map(array, (64, 1024, 4096)),
-    Target("100 processes", _TREE, 0),
-    Target("100 processes that share 64 MiB", _SHARED, 0),
+    Target("100 processes", _TREE.format(shared=0), 0),
+    Target("100 processes that share 64 MiB", _TREE.format(shared=64), 0),
     *(Target(f"{count} threads", _THREADS.format(count=count), 0) for count in (1000, 5000)),
     Target("10000 descriptors", _DESCRIPTORS, 0),
     Target("1000 pipes", _PIPES, 0),
