@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16torpor/sets/sets.proto\x12\x0btorpor.sets\"2\n\x05Hello\x12\x0c\n\x04part\x18\x01 \x01(\r\x12\r\n\x05parts\x18\x02 \x01(\r\x12\x0c\n\x04host\x18\x03 \x01(\t\"#\n\x05Words\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\x0c\n\x04mine\x18\x02 \x01(\x0c\"2\n\x03\x41ll\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\r\n\x05words\x18\x02 \x03(\x0c\x12\x0e\n\x06\x66\x61iled\x18\x03 \x01(\t\"T\n\x04Step\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04host\x18\x02 \x01(\t\x12\x0e\n\x06\x66\x61iled\x18\x03 \x01(\t\x12\x0f\n\x07passing\x18\x04 \x01(\x08\x12\x0f\n\x07\x63ontent\x18\x05 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16torpor/sets/sets.proto\x12\x0btorpor.sets\"2\n\x05Hello\x12\x0c\n\x04part\x18\x01 \x01(\r\x12\r\n\x05parts\x18\x02 \x01(\r\x12\x0c\n\x04host\x18\x03 \x01(\t\"#\n\x05Words\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\x0c\n\x04mine\x18\x02 \x01(\x0c\"2\n\x03\x41ll\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\r\n\x05words\x18\x02 \x03(\x0c\x12\x0e\n\x06\x66\x61iled\x18\x03 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,6 +37,4 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORDS']._serialized_end=126
   _globals['_ALL']._serialized_start=128
   _globals['_ALL']._serialized_end=178
-  _globals['_STEP']._serialized_start=180
-  _globals['_STEP']._serialized_end=264
 # @@protoc_insertion_point(module_scope)

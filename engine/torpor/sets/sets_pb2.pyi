@@ -32,17 +32,3 @@ class All(_message.Message):
     words: _containers.RepeatedScalarFieldContainer[bytes]
     failed: str
     def __init__(self, step: _Optional[str] = ..., words: _Optional[_Iterable[bytes]] = ..., failed: _Optional[str] = ...) -> None: ...
-
-class Step(_message.Message):
-    __slots__ = ("name", "host", "failed", "passing", "content")
-    NAME_FIELD_NUMBER: _ClassVar[int]
-    HOST_FIELD_NUMBER: _ClassVar[int]
-    FAILED_FIELD_NUMBER: _ClassVar[int]
-    PASSING_FIELD_NUMBER: _ClassVar[int]
-    CONTENT_FIELD_NUMBER: _ClassVar[int]
-    name: str
-    host: str
-    failed: str
-    passing: bool
-    content: bytes
-    def __init__(self, name: _Optional[str] = ..., host: _Optional[str] = ..., failed: _Optional[str] = ..., passing: bool = ..., content: _Optional[bytes] = ...) -> None: ...
